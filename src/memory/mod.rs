@@ -1,0 +1,1 @@
+//! Guest memory: addresses, regions, and the only ways to touch guest bytes.

@@ -1,0 +1,1 @@
+//! A guest driver and a front-end over ordinary memory, for tests and benches.

@@ -1,0 +1,1 @@
+//! A vhost-user port: configuration, life cycle, control thread.

@@ -1,0 +1,1 @@
+//! Atomics and locks: the standard ones, or loom's under `cfg(loom)`.

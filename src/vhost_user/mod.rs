@@ -1,0 +1,1 @@
+//! The vhost-user protocol, back-end side. Knows messages, never a ring.
