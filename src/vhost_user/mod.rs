@@ -1,1 +1,17 @@
 //! The vhost-user protocol, back-end side. Knows messages, never a ring.
+//!
+//! Bytes come in through [`Connection`] as [`Message`]s with the file descriptors that travelled with
+//! them. [`Session`] proves a message against its row in the [table of requests](requests), answers what
+//! it can itself, and hands the rest to a [`Device`] as a typed [`Request`].
+
+mod features;
+pub mod message;
+pub mod requests;
+mod session;
+mod socket;
+
+pub use features::ProtocolFeatures;
+pub use message::{Defect, Header, Message, VringAddr};
+pub use requests::Request;
+pub use session::{Device, Next, Offer, Outcome, Refusal, Response, Session, SessionError};
+pub use socket::{Connection, ReceiveError, Received, SendError};

@@ -1,0 +1,589 @@
+//! The one table of requests (vhost-user, "Front-end message types").
+//!
+//! A row says what a request must look like before anything reads it: how long its payload is, how many
+//! file descriptors come with it, what must have been negotiated, and how it is answered. Its decoder then
+//! turns the proven bytes into a value whose fields are in range, and nothing behind it checks them again.
+//! Requests out of a sensible order (a ring before its memory) are for the device to judge.
+
+use std::os::fd::OwnedFd;
+
+use thiserror::Error;
+
+use super::features::ProtocolFeatures;
+use super::message::{
+    Fields, Short, VringAddr, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE, SINGLE_REGION_SIZE, U64_SIZE,
+    VRING_ADDR_SIZE, VRING_STATE_SIZE,
+};
+use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
+
+/// A request for the device. Values are in the range the protocol gives them; what they mean together
+/// (does this ring lie in that memory) is the device's to prove.
+#[derive(Debug)]
+pub enum Request {
+    /// A front-end takes the device.
+    SetOwner,
+    /// Deprecated; disable all rings, keep everything else.
+    ResetOwner,
+    /// VIRTIO and vhost feature bits, all of them offered.
+    SetFeatures(u64),
+    /// Replace all of the guest's memory: 1 to 8 regions.
+    SetMemTable(Vec<(RegionDesc, OwnedFd)>),
+    /// Add one region.
+    AddMemReg(RegionDesc, OwnedFd),
+    /// Remove the region with this guest address, front-end address and size; its offset means nothing.
+    RemMemReg(RegionDesc),
+    /// Number of descriptors, 1 to 32768. Not necessarily a power of two: a packed ring need not be.
+    SetVringNum {
+        /// Vring index.
+        index: u16,
+        /// Descriptors.
+        num: u16,
+    },
+    /// Where the parts of a ring lie.
+    SetVringAddr(VringAddr),
+    /// Where to go on. Split: the next avail index, in 16 bits, so the device refuses more. Packed: avail
+    /// index and wrap counter in bits 0-15, used in bits 16-31.
+    SetVringBase {
+        /// Vring index.
+        index: u16,
+        /// The indices as above.
+        base: u32,
+    },
+    /// Stop the ring and tell where it stopped. Answered with [`Response::VringState`](super::Response).
+    GetVringBase {
+        /// Vring index.
+        index: u16,
+    },
+    /// Start the ring. Without a descriptor it is polled.
+    SetVringKick {
+        /// Vring index.
+        index: u16,
+        /// What the driver signals for new buffers.
+        fd: Option<OwnedFd>,
+    },
+    /// What to signal for used buffers; without a descriptor the driver polls.
+    SetVringCall {
+        /// Vring index.
+        index: u16,
+        /// What to signal.
+        fd: Option<OwnedFd>,
+    },
+    /// What to signal when the ring breaks.
+    SetVringErr {
+        /// Vring index.
+        index: u16,
+        /// What to signal.
+        fd: Option<OwnedFd>,
+    },
+    /// Whether the ring may carry packets.
+    SetVringEnable {
+        /// Vring index.
+        index: u16,
+        /// On or off.
+        enable: bool,
+    },
+    /// The MTU the guest is told, 68 to 65535.
+    SetMtu(u16),
+    /// Announce the guest with this MAC address by a RARP frame.
+    SendRarp([u8; 6]),
+    /// The VIRTIO device status.
+    SetStatus(u8),
+    /// Read the VIRTIO device status back. Answered with [`Response::U64`](super::Response).
+    GetStatus,
+    /// Disable all rings and forget the device state; the front-end stays the owner.
+    ResetDevice,
+}
+
+/// A request that the session answers out of its own state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    GetFeatures,
+    GetProtocolFeatures,
+    SetProtocolFeatures(u64),
+    GetQueueNum,
+    GetMaxMemSlots,
+}
+
+/// What a decoder makes of a message.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    Session(Own),
+    Device(Request),
+}
+
+/// How a request differs from its row, or a value from its range.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Malformed {
+    /// The payload is not as long as the request has it.
+    #[error("payload of {got} bytes, expected {expected}")]
+    Payload {
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that the request has.
+        expected: usize,
+    },
+    /// A field lies outside the payload.
+    #[error(transparent)]
+    Short(#[from] Short),
+    /// A memory table of no or too many regions.
+    #[error("{0} memory regions, expected 1 to {MAX_REGIONS}")]
+    RegionCount(u32),
+    /// Too few or too many file descriptors.
+    #[error("came with {got} file descriptors, expected {min} to {max}")]
+    Fds {
+        /// Descriptors that came.
+        got: usize,
+        /// The fewest that are right.
+        min: usize,
+        /// The most that are right.
+        max: usize,
+    },
+    /// No such vring.
+    #[error("vring index {index}, this device has {vrings} vrings")]
+    VringIndex {
+        /// The index as sent.
+        index: u64,
+        /// Vrings of the device.
+        vrings: u32,
+    },
+    /// The payload of SET_VRING_KICK, CALL or ERR has bits beyond the index and the no-descriptor flag.
+    #[error("payload {0:#x} has bits set beyond vring index and no-descriptor flag")]
+    VringFd(u64),
+    /// A vring size the VIRTIO specification does not have.
+    #[error("vring size {0}, expected 1 to 32768")]
+    VringSize(u32),
+    /// A vring address flag other than `VHOST_VRING_F_LOG`.
+    #[error("vring address flags {0:#x}, known is 0x1")]
+    VringFlags(u32),
+    /// Neither on nor off.
+    #[error("vring enable {0}, expected 0 or 1")]
+    Enable(u32),
+    /// A region of no bytes, or one that runs past the end of an address space.
+    #[error("region {0:?} is empty or wraps around")]
+    Region(RegionDesc),
+    /// An MTU that Ethernet does not have.
+    #[error("MTU {0}, expected 68 to 65535")]
+    Mtu(u64),
+    /// A device status of more than eight bits.
+    #[error("device status {0:#x} has more than 8 bits")]
+    Status(u64),
+}
+
+/// How long the payload of a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadRule {
+    /// Exactly so many bytes.
+    Exact(usize),
+    /// A memory regions description, exactly as long as its region count says.
+    MemTable,
+}
+
+impl PayloadRule {
+    fn check(self, payload: &[u8]) -> Result<(), Malformed> {
+        let expected = match self {
+            PayloadRule::Exact(size) => size,
+            PayloadRule::MemTable if payload.len() < MEM_TABLE_HEADER_SIZE => MEM_TABLE_HEADER_SIZE,
+            PayloadRule::MemTable => MEM_TABLE_HEADER_SIZE + region_count(payload)? * REGION_SIZE,
+        };
+        match payload.len() {
+            got if got == expected => Ok(()),
+            got => Err(Malformed::Payload { got, expected }),
+        }
+    }
+}
+
+/// The region count of a memory regions description, 1 to [`MAX_REGIONS`].
+fn region_count(payload: &[u8]) -> Result<usize, Malformed> {
+    let count = Fields::new(payload).u32()?;
+    match usize::try_from(count) {
+        Ok(regions @ 1..=MAX_REGIONS) => Ok(regions),
+        _ => Err(Malformed::RegionCount(count)),
+    }
+}
+
+/// How many file descriptors come with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdRule {
+    /// None.
+    None,
+    /// Exactly one.
+    One,
+    /// None, or one that is closed unused (REM_MEM_REG, for front-ends that send it wrongly).
+    Ignored,
+    /// One, unless bit 8 of the payload says that there is none.
+    Vring,
+    /// One for each region of the memory table.
+    PerRegion,
+}
+
+impl FdRule {
+    /// Checks the count; the payload has passed its own rule.
+    fn check(self, payload: &[u8], got: usize) -> Result<(), Malformed> {
+        let (min, max) = match self {
+            FdRule::None => (0, 0),
+            FdRule::One => (1, 1),
+            FdRule::Ignored => (0, 1),
+            FdRule::Vring if Fields::new(payload).u64()? & VRING_NOFD != 0 => (0, 0),
+            FdRule::Vring => (1, 1),
+            FdRule::PerRegion => region_count(payload).map(|count| (count, count))?,
+        };
+        match (min..=max).contains(&got) {
+            true => Ok(()),
+            false => Err(Malformed::Fds { got, min, max }),
+        }
+    }
+}
+
+/// What must have been settled before a request is legal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Always legal.
+    Open,
+    /// The back-end offers `VHOST_USER_F_PROTOCOL_FEATURES`; it need not be acknowledged yet. This is all
+    /// that can be asked of SET_VRING_ENABLE, which QEMU sends before SET_FEATURES.
+    ProtocolFeatures,
+    /// This protocol feature is negotiated.
+    Negotiated(ProtocolFeatures),
+}
+
+/// What a request is answered with when it succeeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing, or an acknowledgement when REPLY_ACK is negotiated and the sender asks.
+    Ack,
+    /// Always a 64-bit number.
+    U64,
+    /// Always a vring state description.
+    VringState,
+}
+
+type Decoder = fn(Parts<'_>) -> Result<Decoded, Malformed>;
+
+/// What a decoder works on: a payload and descriptors that fit the row.
+pub(super) struct Parts<'a> {
+    fields: Fields<'a>,
+    fds: Vec<OwnedFd>,
+    vrings: u32,
+}
+
+/// The rules of a request that this version handles.
+pub struct Rule {
+    /// How long its payload is.
+    pub payload: PayloadRule,
+    /// How many file descriptors come with it.
+    pub fds: FdRule,
+    /// What must have been negotiated.
+    pub gate: Gate,
+    /// How it is answered.
+    pub answer: Answer,
+    decode: Decoder,
+}
+
+impl Rule {
+    /// Proves payload and descriptors against the rules and decodes them. `vrings` is how many vrings the
+    /// device has. Descriptors that the request does not keep are closed here.
+    pub(super) fn decode(
+        &self,
+        payload: &[u8],
+        fds: Vec<OwnedFd>,
+        vrings: u32,
+    ) -> Result<Decoded, Malformed> {
+        self.payload.check(payload)?;
+        self.fds.check(payload, fds.len())?;
+        (self.decode)(Parts {
+            fields: Fields::new(payload),
+            fds,
+            vrings,
+        })
+    }
+}
+
+/// A row of the table.
+pub struct Row {
+    /// Number on the wire.
+    pub id: u32,
+    /// The specification's name.
+    pub name: &'static str,
+    /// How it is handled, or `None` for a request that this version refuses.
+    pub rule: Option<Rule>,
+}
+
+/// The row of a request number, if the specification has that number.
+pub fn row(id: u32) -> Option<&'static Row> {
+    TABLE.get(usize::try_from(id).ok()?)
+}
+
+/// The specification's name of a request number, for log lines.
+pub fn name(id: u32) -> &'static str {
+    row(id).map_or("unknown request", |row| row.name)
+}
+
+const fn on(
+    id: u32,
+    name: &'static str,
+    payload: PayloadRule,
+    fds: FdRule,
+    gate: Gate,
+    answer: Answer,
+    decode: Decoder,
+) -> Row {
+    Row {
+        id,
+        name,
+        rule: Some(Rule {
+            payload,
+            fds,
+            gate,
+            answer,
+            decode,
+        }),
+    }
+}
+
+const fn off(id: u32, name: &'static str) -> Row {
+    Row { id, name, rule: None }
+}
+
+const EMPTY: PayloadRule = PayloadRule::Exact(0);
+const NUMBER: PayloadRule = PayloadRule::Exact(U64_SIZE);
+const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
+const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
+const REGION: PayloadRule = PayloadRule::Exact(SINGLE_REGION_SIZE);
+const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
+const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
+const NET_MTU: Gate = Gate::Negotiated(ProtocolFeatures::NET_MTU);
+const RESET: Gate = Gate::Negotiated(ProtocolFeatures::RESET_DEVICE);
+const SLOTS: Gate = Gate::Negotiated(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+const STATUS: Gate = Gate::Negotiated(ProtocolFeatures::STATUS);
+
+/// Every request the specification numbers, at the index of its number.
+#[rustfmt::skip] // one row a line
+pub static TABLE: [Row; 45] = {
+    use Answer::{Ack, VringState, U64};
+    use FdRule::{Ignored, None, One, PerRegion, Vring};
+    use Gate::{Open, ProtocolFeatures as PF};
+    use PayloadRule::MemTable;
+    [
+    off( 0, "VHOST_USER_NONE"),
+    on(  1, "VHOST_USER_GET_FEATURES",          EMPTY,    None,      Open,    U64, |_| own(Own::GetFeatures)),
+    on(  2, "VHOST_USER_SET_FEATURES",          NUMBER,   None,      Open,    Ack, set_features),
+    on(  3, "VHOST_USER_SET_OWNER",             EMPTY,    None,      Open,    Ack, |_| device(Request::SetOwner)),
+    on(  4, "VHOST_USER_RESET_OWNER",           EMPTY,    None,      Open,    Ack, |_| device(Request::ResetOwner)),
+    on(  5, "VHOST_USER_SET_MEM_TABLE",         MemTable, PerRegion, Open,    Ack, set_mem_table),
+    off( 6, "VHOST_USER_SET_LOG_BASE"),
+    off( 7, "VHOST_USER_SET_LOG_FD"),
+    on(  8, "VHOST_USER_SET_VRING_NUM",         STATE,    None,      Open,    Ack, set_vring_num),
+    on(  9, "VHOST_USER_SET_VRING_ADDR",        ADDR,     None,      Open,    Ack, set_vring_addr),
+    on( 10, "VHOST_USER_SET_VRING_BASE",        STATE,    None,      Open,    Ack, set_vring_base),
+    on( 11, "VHOST_USER_GET_VRING_BASE",        STATE,    None,      Open,    VringState, get_vring_base),
+    on( 12, "VHOST_USER_SET_VRING_KICK",        NUMBER,   Vring,     Open,    Ack, set_vring_kick),
+    on( 13, "VHOST_USER_SET_VRING_CALL",        NUMBER,   Vring,     Open,    Ack, set_vring_call),
+    on( 14, "VHOST_USER_SET_VRING_ERR",         NUMBER,   Vring,     Open,    Ack, set_vring_err),
+    on( 15, "VHOST_USER_GET_PROTOCOL_FEATURES", EMPTY,    None,      PF,      U64, |_| own(Own::GetProtocolFeatures)),
+    on( 16, "VHOST_USER_SET_PROTOCOL_FEATURES", NUMBER,   None,      PF,      Ack, set_protocol_features),
+    on( 17, "VHOST_USER_GET_QUEUE_NUM",         EMPTY,    None,      MQ,      U64, |_| own(Own::GetQueueNum)),
+    on( 18, "VHOST_USER_SET_VRING_ENABLE",      STATE,    None,      PF,      Ack, set_vring_enable),
+    on( 19, "VHOST_USER_SEND_RARP",             NUMBER,   None,      RARP,    Ack, send_rarp),
+    on( 20, "VHOST_USER_NET_SET_MTU",           NUMBER,   None,      NET_MTU, Ack, net_set_mtu),
+    off(21, "VHOST_USER_SET_BACKEND_REQ_FD"),
+    off(22, "VHOST_USER_IOTLB_MSG"),
+    off(23, "VHOST_USER_SET_VRING_ENDIAN"),
+    off(24, "VHOST_USER_GET_CONFIG"),
+    off(25, "VHOST_USER_SET_CONFIG"),
+    off(26, "VHOST_USER_CREATE_CRYPTO_SESSION"),
+    off(27, "VHOST_USER_CLOSE_CRYPTO_SESSION"),
+    off(28, "VHOST_USER_POSTCOPY_ADVISE"),
+    off(29, "VHOST_USER_POSTCOPY_LISTEN"),
+    off(30, "VHOST_USER_POSTCOPY_END"),
+    off(31, "VHOST_USER_GET_INFLIGHT_FD"),
+    off(32, "VHOST_USER_SET_INFLIGHT_FD"),
+    off(33, "VHOST_USER_GPU_SET_SOCKET"),
+    on( 34, "VHOST_USER_RESET_DEVICE",          EMPTY,    None,      RESET,   Ack, |_| device(Request::ResetDevice)),
+    off(35, "VHOST_USER_VRING_KICK"),
+    on( 36, "VHOST_USER_GET_MAX_MEM_SLOTS",     EMPTY,    None,      SLOTS,   U64, |_| own(Own::GetMaxMemSlots)),
+    on( 37, "VHOST_USER_ADD_MEM_REG",           REGION,   One,       SLOTS,   Ack, add_mem_reg),
+    on( 38, "VHOST_USER_REM_MEM_REG",           REGION,   Ignored,   SLOTS,   Ack, rem_mem_reg),
+    on( 39, "VHOST_USER_SET_STATUS",            NUMBER,   None,      STATUS,  Ack, set_status),
+    on( 40, "VHOST_USER_GET_STATUS",            EMPTY,    None,      STATUS,  U64, |_| device(Request::GetStatus)),
+    off(41, "VHOST_USER_GET_SHARED_OBJECT"),
+    off(42, "VHOST_USER_SET_DEVICE_STATE_FD"),
+    off(43, "VHOST_USER_CHECK_DEVICE_STATE"),
+    off(44, "VHOST_USER_GET_SHMEM_CONFIG"),
+    ]
+};
+
+/// "No file descriptor" in the payload of SET_VRING_KICK, CALL and ERR.
+const VRING_NOFD: u64 = 1 << 8;
+/// The vring index in the same payload.
+const VRING_INDEX_MASK: u64 = 0xff;
+/// Writes to the used ring are to be logged. The only vring address flag.
+const VHOST_VRING_F_LOG: u32 = 1;
+/// The longest queue of VIRTIO (1.2, 2.7 and 2.8).
+const MAX_VRING_SIZE: u16 = 32768;
+/// The smallest MTU of VIRTIO's network device (1.2, 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+// `Ok` in these two keeps the table's closures to one word.
+fn own(request: Own) -> Result<Decoded, Malformed> {
+    Ok(Decoded::Session(request))
+}
+
+fn device(request: Request) -> Result<Decoded, Malformed> {
+    Ok(Decoded::Device(request))
+}
+
+impl Parts<'_> {
+    /// A vring index in range, from a number that is not masked or cut first.
+    fn index(&self, index: u64) -> Result<u16, Malformed> {
+        match u16::try_from(index) {
+            Ok(narrow) if u32::from(narrow) < self.vrings => Ok(narrow),
+            _ => Err(Malformed::VringIndex {
+                index,
+                vrings: self.vrings,
+            }),
+        }
+    }
+
+    /// A vring state description.
+    fn vring_state(&mut self) -> Result<(u16, u32), Malformed> {
+        let index = self.fields.u32()?;
+        let num = self.fields.u32()?;
+        Ok((self.index(index.into())?, num))
+    }
+
+    /// The payload of SET_VRING_KICK, CALL and ERR.
+    fn vring_fd(mut self) -> Result<(u16, Option<OwnedFd>), Malformed> {
+        let number = self.fields.u64()?;
+        if number & !(VRING_INDEX_MASK | VRING_NOFD) != 0 {
+            return Err(Malformed::VringFd(number));
+        }
+        Ok((self.index(number & VRING_INDEX_MASK)?, self.fds.pop()))
+    }
+
+    /// A region that has bytes and stays within both address spaces.
+    fn region(&mut self) -> Result<RegionDesc, Malformed> {
+        let desc = self.fields.region()?;
+        let fits = desc.size != 0
+            && desc.guest.checked_add(desc.size).is_some()
+            && desc.frontend.checked_add(desc.size).is_some();
+        fits.then_some(desc).ok_or(Malformed::Region(desc))
+    }
+
+    /// A region to be mapped, which stays within its file's offsets too.
+    fn mappable_region(&mut self) -> Result<RegionDesc, Malformed> {
+        let desc = self.region()?;
+        let fits = desc.mmap_offset.checked_add(desc.size).is_some();
+        fits.then_some(desc).ok_or(Malformed::Region(desc))
+    }
+}
+
+fn set_features(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    device(Request::SetFeatures(parts.fields.u64()?))
+}
+
+fn set_protocol_features(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    own(Own::SetProtocolFeatures(parts.fields.u64()?))
+}
+
+fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let _count_and_padding = parts.fields.u64()?;
+    let fds = std::mem::take(&mut parts.fds);
+    let regions: Result<Vec<_>, Malformed> = fds
+        .into_iter()
+        .map(|fd| Ok((parts.mappable_region()?, fd)))
+        .collect();
+    device(Request::SetMemTable(regions?))
+}
+
+fn add_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let _padding = parts.fields.u64()?;
+    let desc = parts.mappable_region()?;
+    let fd = parts.fds.pop().ok_or(Malformed::Fds {
+        got: 0,
+        min: 1,
+        max: 1,
+    })?;
+    device(Request::AddMemReg(desc, fd))
+}
+
+fn rem_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let _padding = parts.fields.u64()?;
+    device(Request::RemMemReg(parts.region()?))
+}
+
+fn set_vring_num(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, num) = parts.vring_state()?;
+    match u16::try_from(num) {
+        Ok(num @ 1..=MAX_VRING_SIZE) => device(Request::SetVringNum { index, num }),
+        _ => Err(Malformed::VringSize(num)),
+    }
+}
+
+fn set_vring_addr(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, flags) = parts.vring_state()?;
+    if flags & !VHOST_VRING_F_LOG != 0 {
+        return Err(Malformed::VringFlags(flags));
+    }
+    let [desc, used, avail] = [parts.fields.u64()?, parts.fields.u64()?, parts.fields.u64()?];
+    device(Request::SetVringAddr(VringAddr {
+        index,
+        flags,
+        desc: FrontendAddr(desc),
+        used: FrontendAddr(used),
+        avail: FrontendAddr(avail),
+        log: GuestAddr(parts.fields.u64()?),
+    }))
+}
+
+fn set_vring_base(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, base) = parts.vring_state()?;
+    device(Request::SetVringBase { index, base })
+}
+
+fn get_vring_base(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    // The number is for the answer; what a front-end leaves in it means nothing.
+    let (index, _) = parts.vring_state()?;
+    device(Request::GetVringBase { index })
+}
+
+fn set_vring_kick(parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, fd) = parts.vring_fd()?;
+    device(Request::SetVringKick { index, fd })
+}
+
+fn set_vring_call(parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, fd) = parts.vring_fd()?;
+    device(Request::SetVringCall { index, fd })
+}
+
+fn set_vring_err(parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (index, fd) = parts.vring_fd()?;
+    device(Request::SetVringErr { index, fd })
+}
+
+fn set_vring_enable(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    match parts.vring_state()? {
+        (index, 0) => device(Request::SetVringEnable { index, enable: false }),
+        (index, 1) => device(Request::SetVringEnable { index, enable: true }),
+        (_, other) => Err(Malformed::Enable(other)),
+    }
+}
+
+fn send_rarp(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    // The MAC address is the first six bytes as they lie, whatever the byte order; two of padding follow.
+    device(Request::SendRarp(parts.fields.bytes()?))
+}
+
+fn net_set_mtu(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let mtu = parts.fields.u64()?;
+    match u16::try_from(mtu) {
+        Ok(mtu @ MIN_MTU..) => device(Request::SetMtu(mtu)),
+        _ => Err(Malformed::Mtu(mtu)),
+    }
+}
+
+fn set_status(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let status = parts.fields.u64()?;
+    let narrow = u8::try_from(status).map_err(|_| Malformed::Status(status))?;
+    device(Request::SetStatus(narrow))
+}
