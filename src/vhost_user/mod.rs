@@ -5,10 +5,14 @@
 //! it can itself, and hands the rest to a [`Device`] as a typed [`Request`].
 
 mod features;
+#[cfg(test)]
+mod hostile;
 pub mod message;
 pub mod requests;
 mod session;
 mod socket;
+#[cfg(test)]
+mod testing;
 
 pub use features::ProtocolFeatures;
 pub use message::{Defect, Header, Message, VringAddr};

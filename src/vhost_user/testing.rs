@@ -1,0 +1,156 @@
+//! What the tests of this folder share: well-formed samples of every request, a device that says yes, and a
+//! file whose open descriptors can be counted.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::message::{Flags, Header, Message};
+use super::requests::{Request, TABLE};
+use super::session::{Device, Offer, Refusal, Response};
+use super::ProtocolFeatures;
+
+/// An offer of everything, two queue pairs.
+pub(super) const OFFER: Offer = Offer {
+    features: 0xd_4000_0000,
+    protocol_features: ProtocolFeatures::SUPPORTED.0,
+    queue_pairs: 2,
+    mem_slots: 509,
+};
+
+pub(super) const PLAIN: Flags = Flags(0x1);
+pub(super) const NEED_REPLY: Flags = Flags(0x9);
+
+/// The number of a request by its name behind `VHOST_USER_`.
+pub(super) fn id(name: &str) -> u32 {
+    let row = TABLE
+        .iter()
+        .find(|row| row.name.strip_prefix("VHOST_USER_") == Some(name));
+    row.unwrap_or_else(|| panic!("{name} is in the table")).id
+}
+
+/// A payload out of 64-bit numbers.
+pub(super) fn numbers(numbers: &[u64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+}
+
+/// A vring state description.
+pub(super) fn state(index: u32, num: u32) -> Vec<u8> {
+    [index, num]
+        .iter()
+        .flat_map(|number| number.to_ne_bytes())
+        .collect()
+}
+
+/// A memory regions description of `count` adjacent regions.
+pub(super) fn mem_table(count: u32) -> Vec<u8> {
+    let mut payload = state(count, 0);
+    for region in 0..u64::from(count) {
+        payload.extend(numbers(&[
+            region << 20,
+            1 << 20,
+            0x7f00_0000_0000 + (region << 20),
+            region << 20,
+        ]));
+    }
+    payload
+}
+
+/// A well-formed payload of a request, and how many descriptors go with it.
+pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
+    match id {
+        2 => (numbers(&[0x1_4000_0000]), 0),
+        5 => (mem_table(2), 2),
+        8..=10 if id != 9 => (state(1, 256), 0),
+        9 => ([state(1, 0), numbers(&[0x1000, 0x3000, 0x2000, 0])].concat(), 0),
+        11 => (state(1, 0), 0),
+        12..=14 => (numbers(&[1]), 1),
+        16 => (numbers(&[ProtocolFeatures::SUPPORTED.0]), 0),
+        18 => (state(1, 1), 0),
+        19 => (vec![0x52, 0x54, 0, 1, 2, 3, 0, 0], 0),
+        20 => (numbers(&[1500]), 0),
+        37 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
+        38 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
+        39 => (numbers(&[0xf]), 0),
+        _ => (Vec::new(), 0),
+    }
+}
+
+/// A message with the header that fits its payload.
+pub(super) fn message(request: u32, flags: Flags, payload: Vec<u8>, fds: Vec<OwnedFd>) -> Message {
+    let size = u32::try_from(payload.len()).expect("a short payload");
+    Message {
+        header: Header { request, flags, size },
+        payload,
+        fds,
+        defect: None,
+    }
+}
+
+/// The bytes of such a message.
+pub(super) fn wire(request: u32, flags: Flags, payload: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(payload.len()).expect("a short payload");
+    [&Header { request, flags, size }.encode(), payload].concat()
+}
+
+/// Says yes to everything, or no, and remembers how often it was asked.
+#[derive(Default)]
+pub(super) struct Fake {
+    pub(super) refuses: bool,
+    pub(super) answers: Option<Response>,
+    pub(super) seen: Vec<Request>,
+}
+
+impl Device for Fake {
+    fn handle(&mut self, request: Request) -> Result<Response, Refusal> {
+        if self.refuses {
+            return Err(Refusal::new("not today"));
+        }
+        let response = match &request {
+            Request::GetVringBase { index } => Response::VringState {
+                index: *index,
+                num: 0x8005_8004,
+            },
+            Request::GetStatus => Response::U64(0xf),
+            _ => Response::Done,
+        };
+        self.seen.push(request);
+        Ok(self.answers.unwrap_or(response))
+    }
+}
+
+/// A deleted file of which this process counts its own descriptors, whatever other tests have open.
+pub(super) struct Probe {
+    file: File,
+    path: PathBuf,
+}
+
+impl Probe {
+    /// `name` is the test's own.
+    pub(super) fn new(name: &str) -> Probe {
+        let path = std::env::temp_dir().join(format!("ovs-vhost-probe-{name}-{}", std::process::id()));
+        let file = File::create(&path).expect("a temporary file");
+        fs::remove_file(&path).expect("to delete it");
+        Probe { file, path }
+    }
+
+    /// Another descriptor of the file.
+    pub(super) fn fd(&self) -> OwnedFd {
+        self.file.as_fd().try_clone_to_owned().expect("a descriptor")
+    }
+
+    /// `count` more of them.
+    pub(super) fn fds(&self, count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| self.fd()).collect()
+    }
+
+    /// Descriptors of the file that are open, the probe's own not counted.
+    pub(super) fn leaked(&self) -> usize {
+        let name = self.path.to_string_lossy();
+        let links = fs::read_dir("/proc/self/fd").expect("/proc").flatten();
+        let open = links.filter_map(|link| fs::read_link(link.path()).ok());
+        open.filter(|target| target.to_string_lossy().contains(&*name))
+            .count()
+            - 1
+    }
+}
