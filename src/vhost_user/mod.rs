@@ -4,6 +4,7 @@
 //! them. [`Session`] proves a message against its row in the [table of requests](requests), answers what
 //! it can itself, and hands the rest to a [`Device`] as a typed [`Request`].
 
+mod decode;
 mod features;
 #[cfg(test)]
 mod hostile;
@@ -14,8 +15,8 @@ mod socket;
 #[cfg(test)]
 mod testing;
 
+pub use decode::{Malformed, Request};
 pub use features::ProtocolFeatures;
 pub use message::{Defect, Header, Message, VringAddr};
-pub use requests::Request;
 pub use session::{Device, Next, Offer, Outcome, Refusal, Response, Session, SessionError};
-pub use socket::{Connection, ReceiveError, Received, SendError};
+pub use socket::{Connection, ReceiveError, Received, SendError, MAX_OUTPUT};

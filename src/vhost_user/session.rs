@@ -7,9 +7,10 @@ use std::fmt::Display;
 
 use thiserror::Error;
 
+use super::decode::{Decoded, Malformed, Own, Request};
 use super::features::ProtocolFeatures;
 use super::message::{self, Defect, FlagsError, Header, Message};
-use super::requests::{self, Answer, Decoded, Gate, Malformed, Own, Request, Rule};
+use super::requests::{self, Answer, Gate, Rule};
 
 /// The feature bit that says: this back-end has protocol features. Not a VIRTIO feature; drivers never see it.
 const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;

@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use super::decode::Request;
 use super::message::{Flags, Header, Message};
-use super::requests::{Request, TABLE};
+use super::requests::TABLE;
 use super::session::{Device, Offer, Refusal, Response};
 use super::ProtocolFeatures;
 
