@@ -1,36 +1,39 @@
-//! Addresses of the two foreign address spaces, as types that cannot be mixed up.
+//! Addresses as the peers write them: numbers of another address space, never pointers of ours.
 
-/// A guest physical address: what descriptors carry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+use std::fmt;
+
+/// A guest-physical address: what descriptors hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestAddr(pub u64);
+
+/// An address in the front-end's own space ("user address"): what SET_VRING_ADDR holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendAddr(pub u64);
 
 impl GuestAddr {
     /// The address `bytes` further on, or `None` past the end of the address space.
-    pub fn checked_add(self, bytes: u64) -> Option<GuestAddr> {
-        self.0.checked_add(bytes).map(GuestAddr)
+    #[inline]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
     }
 }
-
-/// An address in the front-end's own address space: what ring addresses are given in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrontendAddr(pub u64);
 
 impl FrontendAddr {
     /// The address `bytes` further on, or `None` past the end of the address space.
-    pub fn checked_add(self, bytes: u64) -> Option<FrontendAddr> {
-        self.0.checked_add(bytes).map(FrontendAddr)
+    #[inline]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
     }
 }
 
-/// One region of guest memory as the front-end describes it (vhost-user, "Memory region description").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegionDesc {
-    /// Where the guest sees the region.
-    pub guest: GuestAddr,
-    /// Its length in bytes.
-    pub size: u64,
-    /// Where the front-end has it mapped.
-    pub frontend: FrontendAddr,
-    /// Where it starts in the file that came with it, in bytes.
-    pub mmap_offset: u64,
+impl fmt::Display for GuestAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest address {:#x}", self.0)
+    }
+}
+
+impl fmt::Display for FrontendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "front-end address {:#x}", self.0)
+    }
 }

@@ -1,5 +1,37 @@
 //! Guest memory: addresses, regions, and the only ways to touch guest bytes.
+//!
+//! A front-end hands over files and says where in the guest's and in its own address space they belong.
+//! [`Region`] maps one, [`MemTable`] is the immutable set of them, [`Cursor`] translates, and what comes
+//! out is a [`GuestSlice`]: bytes that are mapped, and that the guest may change at any time. Nothing
+//! here ever makes a Rust reference to them.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
 
 mod addr;
+mod copy;
+pub(crate) mod cpu;
+mod error;
+mod mapping;
+mod region;
+mod table;
 
-pub use addr::{FrontendAddr, GuestAddr, RegionDesc};
+pub use addr::{FrontendAddr, GuestAddr};
+pub use copy::GuestSlice;
+pub use error::MemError;
+pub use mapping::Mapping;
+pub use region::{Region, RegionDesc};
+pub use table::{Cursor, MemTable, Unmapped, MAX_REGIONS};

@@ -1,1 +1,13 @@
-//! A guest driver and a front-end over ordinary memory, for tests and benches.
+//! A guest over ordinary memory, for tests and benches: its memory, its virtqueue driver, its network driver.
+//!
+//! Models are small and obey the specification unless told otherwise; what is impossible panics.
+
+mod driver;
+mod memory;
+mod net;
+mod pool;
+
+pub use driver::{Buffer, Driver};
+pub use memory::{GuestMemory, FRONTEND_OFFSET};
+pub use net::Net;
+pub use pool::Pool;

@@ -1,0 +1,118 @@
+//! What the control thread says to a queue, and what it hears back.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::memory::{FrontendAddr, MemTable};
+use crate::virtio::chain::ChainError;
+use crate::virtio::features::Features;
+use crate::virtio::ring::LayoutError;
+
+/// Which way a queue moves packets, as Open vSwitch sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Out of the guest: its transmitq, vring 2q+1.
+    Dequeue,
+    /// Into the guest: its receiveq, vring 2q.
+    Enqueue,
+}
+
+/// All that a ring needs to start, as the front-end said it.
+#[derive(Clone, Debug)]
+pub struct RingConfig {
+    /// Vring index, for messages.
+    pub index: u16,
+    /// Entries (SET_VRING_NUM).
+    pub size: u16,
+    /// Descriptor table (SET_VRING_ADDR).
+    pub desc: FrontendAddr,
+    /// Avail ring: the driver's area (SET_VRING_ADDR).
+    pub driver: FrontendAddr,
+    /// Used ring: the device's area (SET_VRING_ADDR).
+    pub device: FrontendAddr,
+    /// Next avail index (SET_VRING_BASE).
+    pub base: u16,
+    /// What driver and device agreed on (SET_FEATURES).
+    pub features: Features,
+    /// The front-end's memory, kept mapped while the ring runs.
+    pub mem: Arc<MemTable>,
+    /// The call eventfd, non-blocking; `None` for a driver that polls (SET_VRING_CALL).
+    pub call: Option<Arc<OwnedFd>>,
+}
+
+/// Why a ring does not start. The ring that ran before, if any, still runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RingError {
+    /// The addresses and the size are no ring.
+    #[error("vring {index}: {error}")]
+    Layout {
+        /// Vring index.
+        index: u16,
+        /// What is wrong with them.
+        error: LayoutError,
+    },
+    /// VIRTIO_F_RING_PACKED was negotiated, and no such ring exists here.
+    #[error("vring {index}: the packed layout is not supported")]
+    Packed {
+        /// Vring index.
+        index: u16,
+    },
+    /// avail.idx is further ahead than the ring is long.
+    #[error("vring {index}: avail index {avail} is more than {size} ahead of {next}")]
+    AvailJump {
+        /// Vring index.
+        index: u16,
+        /// avail.idx in guest memory.
+        avail: u16,
+        /// The index to go on from.
+        next: u16,
+        /// Entries in the ring.
+        size: u16,
+    },
+}
+
+/// What a driver did to break its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultReason {
+    /// avail.idx ran further ahead than the ring is long, or went back.
+    #[error("avail index {avail} is more than {size} ahead of {next}")]
+    AvailJump {
+        /// avail.idx in guest memory.
+        avail: u16,
+        /// The next avail index to take.
+        next: u16,
+        /// Entries in the ring.
+        size: u16,
+    },
+    /// A chain breaks a rule.
+    #[error("chain at head {head} (avail index {avail}): {error}")]
+    Chain {
+        /// The avail index that the chain was found at.
+        avail: u16,
+        /// Its first descriptor.
+        head: u16,
+        /// The rule.
+        error: ChainError,
+    },
+}
+
+/// Why a ring moves nothing any more, until it is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("vring {vring}: {reason}")]
+pub struct RingFault {
+    /// Vring index.
+    pub vring: u16,
+    /// What the driver did.
+    pub reason: FaultReason,
+}
+
+/// Where a started ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingStatus {
+    /// Entries.
+    pub size: u16,
+    /// The next avail index to take.
+    pub avail: u16,
+    /// The used index as last published.
+    pub used: u16,
+}

@@ -1,0 +1,211 @@
+//! What a queue counts. One burst at a time adds to it, once; anybody reads it.
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// Names of the frame size bins, in the order of [`QueueStats::size_bins`].
+pub const SIZE_BIN_NAMES: [&str; BINS] = [
+    "undersize_packets",
+    "size_64_packets",
+    "size_65_127_packets",
+    "size_128_255_packets",
+    "size_256_511_packets",
+    "size_512_1023_packets",
+    "size_1024_1518_packets",
+    "size_1519_max_packets",
+];
+
+const BINS: usize = 8;
+
+/// A queue's counters since the port was made: they outlive rings and connections.
+#[derive(Debug, Default)]
+pub struct Counters {
+    good_packets: AtomicU64,
+    good_bytes: AtomicU64,
+    multicast: AtomicU64,
+    broadcast: AtomicU64,
+    size_bins: [AtomicU64; BINS],
+    guest_notifications: AtomicU64,
+    runts: AtomicU64,
+    oversize: AtomicU64,
+}
+
+/// The values of [`Counters`] at one time, each exact, not all of the same moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Frames moved.
+    pub good_packets: u64,
+    /// Their bytes, without virtio header and checksum.
+    pub good_bytes: u64,
+    /// Of these, frames to a group address other than broadcast.
+    pub multicast_packets: u64,
+    /// Of these, frames to everybody.
+    pub broadcast_packets: u64,
+    /// Of these, frames per size, see [`SIZE_BIN_NAMES`].
+    pub size_bins: [u64; BINS],
+    /// Writes to the call eventfd.
+    pub guest_notifications: u64,
+    /// Buffers from the guest that hold no more than a virtio header; given back, nothing received.
+    pub runts: u64,
+    /// Frames larger than what they should go into: a slot of ours, or a buffer of the guest's that may not be merged.
+    pub oversize: u64,
+}
+
+impl Counters {
+    /// The values now. Never disturbs a burst.
+    pub fn read(&self) -> QueueStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        QueueStats {
+            good_packets: get(&self.good_packets),
+            good_bytes: get(&self.good_bytes),
+            multicast_packets: get(&self.multicast),
+            broadcast_packets: get(&self.broadcast),
+            size_bins: std::array::from_fn(|bin| self.size_bins.get(bin).map_or(0, get)),
+            guest_notifications: get(&self.guest_notifications),
+            runts: get(&self.runts),
+            oversize: get(&self.oversize),
+        }
+    }
+
+    /// Adds what one burst did. Only who is inside the gate may: so loads and stores do, and no locked addition.
+    #[inline]
+    pub(super) fn add(&self, tally: &Tally) {
+        add(&self.good_packets, tally.packets);
+        add(&self.good_bytes, tally.bytes);
+        for (bin, counter) in self.size_bins.iter().enumerate() {
+            add(counter, (tally.size_bins >> (8 * bin)) & 0xff);
+        }
+        add(&self.multicast, tally.groups - tally.broadcast);
+        add(&self.broadcast, tally.broadcast);
+        add(&self.runts, tally.runts);
+        add(&self.oversize, tally.oversize);
+    }
+
+    /// Counts one write to the call eventfd, under the gate too.
+    pub(super) fn count_call(&self) {
+        add(&self.guest_notifications, 1);
+    }
+}
+
+#[inline(always)]
+fn add(counter: &AtomicU64, more: u64) {
+    if more != 0 {
+        // Relaxed: a number with no data behind it, and with one writer, whom the gate orders after the one before.
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(more),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// What one burst counts, in registers.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    packets: u64,
+    bytes: u64,
+    /// One byte per bin: a burst has far fewer than 256 frames.
+    size_bins: u64,
+    /// Frames to group addresses, broadcast included.
+    groups: u64,
+    broadcast: u64,
+    pub(super) runts: u64,
+    pub(super) oversize: u64,
+}
+
+impl Tally {
+    /// Counts a frame that was moved.
+    #[inline(always)]
+    pub(super) fn frame(&mut self, frame: &[u8]) {
+        self.packets += 1;
+        self.bytes += frame.len() as u64;
+        self.size_bins += 1 << (8 * size_bin(frame.len()));
+        let destination = destination(frame);
+        self.groups += destination & 1;
+        self.broadcast += u64::from(destination == BROADCAST);
+    }
+}
+
+const BROADCAST: u64 = 0xffff_ffff_ffff;
+
+/// The first six bytes as a little-endian number; 0, which is no group, for a frame too short to have them.
+#[inline(always)]
+fn destination(frame: &[u8]) -> u64 {
+    match frame.first_chunk::<8>() {
+        Some(first) => u64::from_le_bytes(*first) & BROADCAST,
+        None => short_destination(frame),
+    }
+}
+
+#[cold]
+fn short_destination(frame: &[u8]) -> u64 {
+    match frame.first_chunk::<6>() {
+        Some(&[a, b, c, d, e, f]) => u64::from_le_bytes([a, b, c, d, e, f, 0, 0]),
+        None => 0,
+    }
+}
+
+/// Which of [`SIZE_BIN_NAMES`] a frame of `len` bytes counts in.
+#[inline(always)]
+fn size_bin(len: usize) -> u32 {
+    match len {
+        0..=64 => u32::from(len == 64),
+        // 65..=127 has 7 significant bits and is bin 2; each further bit is the next bin.
+        65..=1023 => usize::BITS - len.leading_zeros() - 5,
+        _ => 6 + u32::from(len > 1518),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bin_edges_are_those_of_rte_vhost() {
+        let rows = [
+            (0, 0),
+            (63, 0),
+            (64, 1),
+            (65, 2),
+            (127, 2),
+            (128, 3),
+            (255, 3),
+            (256, 4),
+            (511, 4),
+            (512, 5),
+            (1023, 5),
+            (1024, 6),
+            (1518, 6),
+            (1519, 7),
+            (9216, 7),
+        ];
+        for (len, bin) in rows {
+            assert_eq!(size_bin(len), bin, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn multicast_does_not_count_broadcast() {
+        let counters = Counters::default();
+        let mut tally = Tally::default();
+        tally.frame(&[0xff; 60]);
+        tally.frame(&[0x01; 60]);
+        tally.frame(&[0x02; 60]);
+        tally.frame(&[0xff; 6]);
+        tally.frame(&[0xff; 5]);
+        counters.add(&tally);
+        let stats = counters.read();
+        assert_eq!((stats.good_packets, stats.good_bytes), (5, 191));
+        assert_eq!((stats.multicast_packets, stats.broadcast_packets), (1, 2));
+        assert_eq!(stats.size_bins, [5, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_full_burst_of_one_size_fits_its_bin() {
+        let counters = Counters::default();
+        let mut tally = Tally::default();
+        for _ in 0..super::super::BURST {
+            tally.frame(&[0; 1518]);
+        }
+        counters.add(&tally);
+        assert_eq!(counters.read().size_bins, [0, 0, 0, 0, 0, 0, 32, 0]);
+    }
+}

@@ -1,0 +1,265 @@
+//! A port's queue: one per vring index, at a stable address for the port's life.
+//!
+//! Poll threads burst through it; the control thread starts, stops and replaces the ring inside. The gate
+//! between them is open exactly while there is an enabled ring that its driver has not broken.
+
+use std::sync::Arc;
+
+use super::config::{Direction, RingConfig, RingError, RingFault, RingStatus};
+use super::counters::{Counters, Tally};
+use super::gate::{Entered, Gate};
+use super::rarp;
+use super::ring::{attach, Burst, Ring, BURST};
+use super::slot::{RxSlot, TxSlot};
+use crate::sync::{AtomicU32, Ordering};
+
+/// Tells the control thread that a driver broke its ring. Called on a poll thread: must not block.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// What [`Queue::enqueue`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Frames that the driver got. All others are the caller's to count as dropped.
+    pub packets: usize,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// Whether another burst on this queue had to be waited for.
+    pub contended: bool,
+}
+
+/// A vring of a port, whether a ring runs on it or not.
+#[repr(C, align(64))]
+pub struct Queue {
+    direction: Direction,
+    /// See [`RingStatus`]: the size in the upper half, the next index in the lower; 0 without a ring.
+    status: AtomicU32,
+    gate: Gate<State>,
+    counters: Counters,
+    waker: Waker,
+}
+
+/// What the gate guards.
+#[repr(C)]
+struct State {
+    ring: Option<Box<dyn Ring>>,
+    /// The guest to announce before anything else.
+    rarp: Option<[u8; 6]>,
+    enabled: bool,
+    fault: Option<RingFault>,
+}
+
+impl State {
+    fn may_burst(&self) -> bool {
+        self.enabled && self.ring.is_some() && self.fault.is_none()
+    }
+}
+
+/// For the control thread.
+impl Queue {
+    /// A queue without a ring, disabled.
+    pub fn new(direction: Direction, waker: Waker) -> Self {
+        Self {
+            direction,
+            status: AtomicU32::new(0),
+            gate: Gate::new(State {
+                ring: None,
+                rarp: None,
+                enabled: false,
+                fault: None,
+            }),
+            counters: Counters::default(),
+            waker,
+        }
+    }
+
+    /// Starts a ring, in place of the one that runs, and calls its driver once: it may have been waiting for
+    /// a back-end that is gone. Forgets an earlier fault. Waits for at most one burst.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError`]; what ran before then still runs.
+    pub fn start(&self, config: RingConfig) -> Result<(), RingError> {
+        self.control(|state| {
+            // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
+            let ring = attach(config)?;
+            ring.call(&self.counters);
+            self.publish_status(ring.as_ref());
+            state.ring = Some(ring);
+            state.fault = None;
+            Ok(())
+        })
+    }
+
+    /// Stops the ring, if one runs, and says its next avail index, for GET_VRING_BASE. Waits for at most one burst.
+    pub fn stop(&self) -> Option<u16> {
+        let ring = self.control(|state| state.ring.take());
+        // Relaxed: for display.
+        self.status.store(0, Ordering::Relaxed);
+        ring.map(|ring| ring.next_avail())
+    }
+
+    /// Lets bursts move packets, or not (SET_VRING_ENABLE). Waits for at most one burst.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.control(|state| state.enabled = enabled);
+    }
+
+    /// Makes the next dequeue begin with an announcement of the guest at `mac` (VHOST_USER_SEND_RARP).
+    pub fn request_rarp(&self, mac: [u8; 6]) {
+        self.control(|state| state.rarp = Some(mac));
+    }
+
+    /// Why the driver's ring broke, until the next start.
+    pub fn fault(&self) -> Option<RingFault> {
+        if !self.gate.is_closed() {
+            return None;
+        }
+        self.control(|state| state.fault)
+    }
+
+    /// Changes the state while no burst is inside.
+    fn control<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.gate.close();
+        let result = change(&mut state);
+        if state.may_burst() {
+            state.open();
+        }
+        result
+    }
+}
+
+/// For any thread, at any time.
+impl Queue {
+    /// What the queue moved and dropped since it was made.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Where the ring is, if one runs. Never disturbs a burst.
+    pub fn snapshot(&self) -> Option<RingStatus> {
+        // Relaxed: for display.
+        let status = self.status.load(Ordering::Relaxed);
+        let [size_high, size_low, next_high, next_low] = status.to_be_bytes();
+        let (size, next) = (
+            u16::from_be_bytes([size_high, size_low]),
+            u16::from_be_bytes([next_high, next_low]),
+        );
+        (size != 0).then_some(RingStatus {
+            size,
+            avail: next,
+            used: next,
+        })
+    }
+
+    fn publish_status(&self, ring: &dyn Ring) {
+        let status = u32::from(ring.size()) << 16 | u32::from(ring.next_avail());
+        // Relaxed: for display.
+        self.status.store(status, Ordering::Relaxed);
+    }
+}
+
+/// For poll threads.
+impl Queue {
+    /// Receives what the guest sent: fills `slots` from the first on and says how many, at most [`BURST`].
+    ///
+    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it.
+    #[inline]
+    pub fn dequeue(&self, slots: &mut [RxSlot<'_>]) -> usize {
+        if self.direction != Direction::Dequeue {
+            return 0;
+        }
+        let Ok(mut state) = self.gate.try_enter() else {
+            return 0;
+        };
+        if state.rarp.is_some() {
+            return self.announce(&mut state, slots);
+        }
+        let Some(ring) = &mut state.ring else { return 0 };
+        let burst = ring.dequeue(slots, &self.counters);
+        if burst.frames > 0 {
+            self.publish_status(ring.as_ref());
+        }
+        if burst.broken {
+            self.break_ring(state);
+        }
+        burst.frames
+    }
+
+    /// Sends frames to the guest, any number of them, in order.
+    ///
+    /// Makes up to `retries` further attempts, each only if the one before made some progress, as stock ports do.
+    /// Waits only for another thread's burst on this queue; sends nothing if the ring is stopped, disabled or broken.
+    pub fn enqueue(&self, slots: &[TxSlot<'_>], retries: u32) -> Sent {
+        let mut sent = Sent::default();
+        if self.direction != Direction::Enqueue || slots.is_empty() {
+            return sent;
+        }
+        let (state, contended) = self.gate.enter();
+        sent.contended = contended;
+        let Some(mut state) = state else { return sent };
+        let Some(ring) = &mut state.ring else { return sent };
+        let mut left = slots;
+        let broken = loop {
+            let attempt = self.attempt(ring.as_mut(), left);
+            sent.packets += attempt.frames;
+            left = left.get(attempt.slots..).unwrap_or_default();
+            if attempt.broken || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
+                break attempt.broken;
+            }
+            sent.retries += 1;
+        };
+        self.publish_status(ring.as_ref());
+        if broken {
+            self.break_ring(state);
+        }
+        sent
+    }
+
+    /// One attempt to send all of `slots`: ends at the first group that the ring does not take whole.
+    #[inline]
+    fn attempt(&self, ring: &mut dyn Ring, slots: &[TxSlot<'_>]) -> Burst {
+        let mut all = Burst::default();
+        for group in slots.chunks(BURST) {
+            let burst = ring.enqueue(group, &self.counters);
+            all.slots += burst.slots;
+            all.frames += burst.frames;
+            all.broken = burst.broken;
+            if burst.broken || burst.slots < group.len() {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Buffers that the driver made available and that wait. 0 if the ring is stopped or another thread is at it.
+    pub fn backlog(&self) -> u32 {
+        match self.gate.try_enter() {
+            Ok(state) => state.ring.as_ref().map_or(0, |ring| u32::from(ring.backlog())),
+            Err(_) => 0,
+        }
+    }
+
+    /// Receives the announcement that was asked for, alone.
+    #[cold]
+    fn announce(&self, state: &mut State, slots: &mut [RxSlot<'_>]) -> usize {
+        let (Some(mac), Some(slot)) = (state.rarp, slots.first_mut()) else {
+            return 0;
+        };
+        state.rarp = None;
+        let mut tally = Tally::default();
+        let fits = slot.set(&rarp::frame(mac));
+        if fits {
+            tally.frame(slot.frame());
+        }
+        self.counters.add(&tally);
+        usize::from(fits)
+    }
+
+    /// Ends a burst in which the driver broke the ring: no other begins until the control thread starts it anew.
+    #[cold]
+    fn break_ring(&self, mut state: Entered<'_, State>) {
+        state.fault = state.ring.as_ref().and_then(|ring| ring.fault());
+        state.close_behind();
+        drop(state);
+        (self.waker)();
+    }
+}

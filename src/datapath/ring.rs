@@ -1,0 +1,57 @@
+//! What every ring layout has in common: how it starts, what it does for a queue, how it tells the driver.
+
+use super::config::{RingConfig, RingError, RingFault};
+use super::counters::Counters;
+use super::slot::{RxSlot, TxSlot};
+use super::split;
+use crate::virtio::features::VIRTIO_F_RING_PACKED;
+
+/// Frames that are looked up, prefetched, moved and published together.
+pub const BURST: usize = 32;
+
+/// A started ring. Its implementors are compiled once per feature set: choosing one is choosing their code.
+pub(super) trait Ring: Send {
+    /// Moves frames from the driver into `slots`, at most [`BURST`].
+    fn dequeue(&mut self, slots: &mut [RxSlot<'_>], counters: &Counters) -> Burst;
+
+    /// Moves frames from `slots` to the driver, at most [`BURST`].
+    fn enqueue(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst;
+
+    /// Buffers that the driver made available and we have not taken.
+    fn backlog(&self) -> u16;
+
+    /// The index of the next avail entry to take: what GET_VRING_BASE answers.
+    fn next_avail(&self) -> u16;
+
+    /// Entries.
+    fn size(&self) -> u16;
+
+    /// Why the ring moves nothing any more.
+    fn fault(&self) -> Option<RingFault>;
+
+    /// Calls the driver, whether it wants that or not.
+    fn call(&self, counters: &Counters);
+}
+
+/// What one burst did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Burst {
+    /// Slots dealt with, from the first on.
+    pub(super) slots: usize,
+    /// Frames moved; the slots between were dropped and counted.
+    pub(super) frames: usize,
+    /// Whether the driver broke the ring; what was moved before that stands.
+    pub(super) broken: bool,
+}
+
+/// Starts the ring that `config` describes, in the layout and with the code that its features ask for.
+///
+/// # Errors
+///
+/// [`RingError`]; nothing in guest memory was changed then.
+pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+    if config.features.contains(VIRTIO_F_RING_PACKED) {
+        return Err(RingError::Packed { index: config.index });
+    }
+    split::attach(config)
+}

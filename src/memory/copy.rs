@@ -1,0 +1,249 @@
+//! UNSAFE: the bytes of guest memory. The only file that copies them.
+//!
+//! The guest may write any of these bytes at any time, also while we copy them. So nobody gets a reference to
+//! them; bytes come out once, by value, and are judged only afterwards. A copy that the guest changes half-way
+//! is the guest's own garbage.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use super::cpu;
+use super::region::Region;
+use super::table::MemTable;
+
+/// Where a region lies: what translation needs of it.
+///
+/// # Invariants
+///
+/// Lives only inside a [`MemTable`], which shares the [`Region`] that keeps `host..host + size` mapped.
+#[derive(Debug)]
+pub(super) struct Span {
+    guest: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+// SAFETY: the pointer stands for memory of the process; what is reached through it goes by raw copies only.
+unsafe impl Send for Span {}
+// SAFETY: as above; a shared Span only hands out GuestSlices.
+unsafe impl Sync for Span {}
+
+impl Span {
+    pub(super) fn new(region: &Region) -> Self {
+        let mapping = region.mapping();
+        Self {
+            guest: region.desc().guest.0,
+            size: mapping.size(),
+            host: mapping.start(),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn guest(&self) -> u64 {
+        self.guest
+    }
+
+    /// As many of the `len` bytes at `offset` as the region holds, or `None` if `offset` is outside.
+    #[inline(always)]
+    pub(super) fn prefix(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
+        if offset >= self.size {
+            return None;
+        }
+        let room = u32::try_from(self.size - offset).unwrap_or(u32::MAX);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offset < size, which was mapped, so it fits usize"
+        )]
+        let offset = offset as usize;
+        // SAFETY: offset < size, and host..host + size is one mapping.
+        let ptr = unsafe { self.host.add(offset) };
+        Some(GuestSlice {
+            ptr,
+            len: len.min(room),
+            table: PhantomData,
+        })
+    }
+}
+
+/// Bytes of guest memory that lie together in our address space, mapped for as long as the table lives.
+///
+/// # Invariants
+///
+/// `ptr..ptr + len` is mapped, readable and writable, during `'m`.
+#[derive(Clone, Copy)]
+pub struct GuestSlice<'m> {
+    ptr: *mut u8,
+    len: u32,
+    table: PhantomData<&'m MemTable>,
+}
+
+impl<'m> GuestSlice<'m> {
+    /// Bytes in it.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its address in this process, for ring memory whose owner keeps the table alive, and for alignment checks.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// The first `at` bytes, or all if it is shorter, and the others.
+    #[inline(always)]
+    pub fn split_at(&self, at: u32) -> (GuestSlice<'m>, GuestSlice<'m>) {
+        let at = at.min(self.len);
+        // SAFETY: at <= len, so both halves stay inside, the second possibly empty at the end.
+        let rest = unsafe { self.ptr.add(at as usize) };
+        (
+            Self { len: at, ..*self },
+            Self {
+                ptr: rest,
+                len: self.len - at,
+                table: PhantomData,
+            },
+        )
+    }
+
+    /// Copies out as much as fits and says how much that was.
+    #[inline]
+    pub fn read(&self, to: &mut [u8]) -> usize {
+        let len = to.len().min(self.len as usize);
+        // SAFETY: both sides hold len bytes; `to` is ours alone, so it is not guest memory.
+        unsafe { copy(self.ptr, to.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies all of it to the front of `to`, or nothing at all if it does not fit.
+    #[inline(always)]
+    pub fn read_all(&self, to: &mut [MaybeUninit<u8>]) -> bool {
+        let len = self.len as usize;
+        if len > to.len() {
+            return false;
+        }
+        // SAFETY: both sides hold len bytes; `to` is ours alone, so it is not guest memory.
+        unsafe { copy(self.ptr, to.as_mut_ptr().cast(), len) };
+        true
+    }
+
+    /// The first `N` bytes, read exactly once, at any alignment.
+    #[inline]
+    pub fn read_array<const N: usize>(&self) -> Option<[u8; N]> {
+        if N > self.len as usize {
+            return None;
+        }
+        // SAFETY: N bytes are mapped, and byte arrays have no alignment. Volatile: never fetched again.
+        Some(unsafe { ptr::read_volatile(self.ptr.cast::<[u8; N]>()) })
+    }
+
+    /// Copies in as much as fits and says how much that was.
+    #[inline]
+    pub fn write(&self, from: &[u8]) -> usize {
+        let len = from.len().min(self.len as usize);
+        // SAFETY: both sides hold len bytes; nobody may change `from`, so it is not guest memory.
+        unsafe { copy(from.as_ptr(), self.ptr, len) };
+        len
+    }
+
+    /// Copies in all of `from`, or nothing at all if it does not fit.
+    #[inline(always)]
+    pub fn write_all(&self, from: &[u8]) -> bool {
+        if from.len() > self.len as usize {
+            return false;
+        }
+        // SAFETY: both sides hold that many bytes; nobody may change `from`, so it is not guest memory.
+        unsafe { copy(from.as_ptr(), self.ptr, from.len()) };
+        true
+    }
+
+    /// Copies in a few bytes of a length known when compiled, or nothing if they do not fit.
+    #[inline(always)]
+    pub fn write_array<const N: usize>(&self, from: [u8; N]) -> bool {
+        if N > self.len as usize {
+            return false;
+        }
+        // SAFETY: N bytes are mapped, and byte arrays have no alignment.
+        unsafe { ptr::write(self.ptr.cast::<[u8; N]>(), from) };
+        true
+    }
+
+    /// The 16-bit word at the front, as ring indexes are read: what was written before its release is seen after this.
+    /// `None` if it is not there or not aligned.
+    pub fn load_acquire(&self) -> Option<u16> {
+        self.word().map(|word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets the 16-bit word at the front, as ring indexes are: what was written before this is seen after its acquire.
+    /// Says whether it is there and aligned.
+    pub fn store_release(&self, value: u16) -> bool {
+        self.word()
+            .map(|word| word.store(value, Ordering::Release))
+            .is_some()
+    }
+
+    fn word(&self) -> Option<&'m AtomicU16> {
+        if self.len < 2 || self.ptr.addr() % align_of::<AtomicU16>() != 0 {
+            return None;
+        }
+        // SAFETY: two aligned bytes, mapped during 'm. Other accesses to such words from this process are atomic too.
+        Some(unsafe { AtomicU16::from_ptr(self.ptr.cast()) })
+    }
+
+    /// Asks for the lines a small frame with its header takes, to read them soon.
+    #[inline(always)]
+    pub fn prefetch_read(&self) {
+        cpu::prefetch_read(self.ptr);
+        cpu::prefetch_read(self.ptr.wrapping_add(cpu::LINE));
+    }
+
+    /// Asks to own the lines a small frame with its header takes, to write them soon.
+    #[inline(always)]
+    pub fn prefetch_write(&self) {
+        cpu::prefetch_write(self.ptr);
+        cpu::prefetch_write(self.ptr.wrapping_add(cpu::LINE));
+    }
+}
+
+/// Frames up to this many bytes are copied in line; the call of a general memcpy costs as much as their copy.
+const INLINE_COPY: usize = 256;
+
+/// A vector register's worth.
+type Block = [u8; 16];
+const BLOCK: usize = size_of::<Block>();
+
+/// # Safety
+///
+/// `from` is readable and `to` writable for `len` bytes, and they do not overlap.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    if !(BLOCK..=INLINE_COPY).contains(&len) {
+        // SAFETY: the caller's promise.
+        return unsafe { ptr::copy_nonoverlapping(from, to, len) };
+    }
+    let last = len - BLOCK;
+    let mut at = 0;
+    // Whole blocks from the front, then one that ends with the last byte and may lie over the one before.
+    while at < last {
+        // SAFETY: at + BLOCK <= len.
+        unsafe {
+            to.add(at)
+                .cast::<Block>()
+                .write(from.add(at).cast::<Block>().read())
+        };
+        at += BLOCK;
+    }
+    // SAFETY: last + BLOCK == len.
+    unsafe {
+        to.add(last)
+            .cast::<Block>()
+            .write(from.add(last).cast::<Block>().read())
+    };
+}

@@ -1,0 +1,138 @@
+//! UNSAFE: a guest's memory, in a memfd that a back-end can map too.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::memory::{FrontendAddr, GuestAddr, GuestSlice, MemTable, Region, RegionDesc};
+
+/// In a model guest the front-end sees each address this much higher than the guest does.
+pub const FRONTEND_OFFSET: u64 = 0x7f00_0000_0000;
+
+/// The memory of a guest: one file, some regions of it.
+#[derive(Debug)]
+pub struct GuestMemory {
+    file: OwnedFd,
+    table: Arc<MemTable>,
+}
+
+impl GuestMemory {
+    /// One region of `size` bytes at guest address 0x1000, so that address 0 is unmapped.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no memory to give.
+    pub fn new(size: u64) -> Self {
+        Self::with_regions(&[(GuestAddr(0x1000), size)])
+    }
+
+    /// Regions at these guest addresses and of these sizes, one behind the other in the file but each in a mapping of its own.
+    ///
+    /// # Panics
+    ///
+    /// If they are no valid memory table.
+    pub fn with_regions(regions: &[(GuestAddr, u64)]) -> Self {
+        let size = regions.iter().map(|(_, size)| size).sum();
+        let file = memfd(size).unwrap_or_else(|error| panic!("memfd of {size} bytes: {error}"));
+        let mut mmap_offset = 0;
+        let mut mapped = Vec::new();
+        for &(guest, size) in regions {
+            let frontend = FrontendAddr(guest.0 + FRONTEND_OFFSET);
+            let desc = RegionDesc {
+                guest,
+                size,
+                frontend,
+                mmap_offset,
+            };
+            mapped.push(Arc::new(
+                Region::map(desc, &file).unwrap_or_else(|error| panic!("{error}")),
+            ));
+            mmap_offset += size;
+        }
+        let table = MemTable::new(mapped).unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            file,
+            table: Arc::new(table),
+        }
+    }
+
+    /// The memory as its own back-end would map it.
+    pub fn table(&self) -> Arc<MemTable> {
+        self.table.clone()
+    }
+
+    /// What SET_MEM_TABLE carries.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no file descriptor to give.
+    pub fn regions(&self) -> Vec<(RegionDesc, OwnedFd)> {
+        let fd = || self.file.try_clone().unwrap_or_else(|error| panic!("{error}"));
+        self.table
+            .regions()
+            .iter()
+            .map(|region| (*region.desc(), fd()))
+            .collect()
+    }
+
+    /// The file behind the memory.
+    pub fn file(&self) -> impl AsFd + '_ {
+        &self.file
+    }
+
+    /// Reads `bytes` at `addr`.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all mapped.
+    pub fn read(&self, addr: GuestAddr, bytes: &mut [u8]) {
+        let read = self.table.cursor(0).map(|mut cursor| cursor.read(addr, bytes));
+        assert_eq!(read, Some(Ok(())), "{addr}");
+    }
+
+    /// Writes `bytes` at `addr`.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all mapped.
+    pub fn write(&self, addr: GuestAddr, bytes: &[u8]) {
+        let written = self.table.cursor(0).map(|mut cursor| cursor.write(addr, bytes));
+        assert_eq!(written, Some(Ok(())), "{addr}");
+    }
+
+    /// The 16-bit word at `addr`, as one side of a ring reads what the other publishes.
+    ///
+    /// # Panics
+    ///
+    /// If it is not mapped and aligned.
+    pub fn load(&self, addr: GuestAddr) -> u16 {
+        self.word(addr).load_acquire().unwrap_or_else(|| panic!("{addr}"))
+    }
+
+    /// Publishes the 16-bit word at `addr`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not mapped and aligned.
+    pub fn store(&self, addr: GuestAddr, value: u16) {
+        assert!(self.word(addr).store_release(value), "{addr}");
+    }
+
+    fn word(&self, addr: GuestAddr) -> GuestSlice<'_> {
+        let slice = self.table.cursor(0).and_then(|mut cursor| cursor.prefix(addr, 2));
+        slice.unwrap_or_else(|| panic!("{addr}"))
+    }
+}
+
+fn memfd(size: u64) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"model-guest".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor of our own, made just now.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(size)?;
+    Ok(file.into())
+}

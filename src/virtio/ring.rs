@@ -1,0 +1,246 @@
+//! UNSAFE: the memory of a split ring (VIRTIO 1.2, 2.7).
+//!
+//! All that can be wrong with three addresses and a size is found when a [`SplitMem`] is made; after that
+//! its accessors cannot leave the ring, whatever the driver writes into it. Fields that the driver changes
+//! under us are atomics of its memory: each read is one fetch of a value that stays what it was.
+//!
+//! These are the standard atomics even under loom, which cannot place one at a given address.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use super::desc::{
+    avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, ENTRIES_OFFSET, IDX_OFFSET, MAX_SIZE,
+};
+use crate::memory::{cpu, FrontendAddr, MemTable};
+
+/// Why three addresses and a size are not a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Not a power of two from 1 to 32768 (VIRTIO 1.2, 2.7).
+    #[error("ring size {0} is not a power of two from 1 to {MAX_SIZE}")]
+    Size(u16),
+    /// The area does not lie wholly in one mapped region.
+    #[error("{area} of {bytes} bytes at {addr} is not mapped by one region")]
+    Unmapped {
+        /// `descriptor table`, `avail ring` or `used ring`.
+        area: &'static str,
+        /// Where the front-end says it is.
+        addr: FrontendAddr,
+        /// Its length.
+        bytes: u32,
+    },
+    /// The area's address is not a multiple of what VIRTIO 1.2, 2.7 asks.
+    #[error("{area} at {addr} is not aligned to {align} bytes")]
+    Unaligned {
+        /// `descriptor table`, `avail ring` or `used ring`.
+        area: &'static str,
+        /// Where the front-end says it is.
+        addr: FrontendAddr,
+        /// The alignment it must have, in our address space as in the front-end's.
+        align: usize,
+    },
+}
+
+/// Where a front-end says a split ring is.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitAddrs {
+    /// Descriptor table.
+    pub desc: FrontendAddr,
+    /// Avail ring: the driver's area.
+    pub driver: FrontendAddr,
+    /// Used ring: the device's area.
+    pub device: FrontendAddr,
+}
+
+/// A split ring in mapped memory, and the table that keeps it mapped.
+///
+/// # Invariants
+///
+/// `desc`, `avail` and `used` are aligned and mapped for a ring of `size`, a power of two, while `mem` lives.
+pub struct SplitMem {
+    desc: NonNull<u8>,
+    avail: NonNull<u8>,
+    used: NonNull<u8>,
+    mem: Arc<MemTable>,
+    size: u16,
+}
+
+// SAFETY: the pointers stand for memory of the process that `mem` keeps mapped.
+unsafe impl Send for SplitMem {}
+// SAFETY: shared access goes through atomics, but for used entries, which is documented where they are written.
+unsafe impl Sync for SplitMem {}
+
+impl SplitMem {
+    /// A ring of `size` entries at `addrs`.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`]: a bad size, or an area that is unaligned or not wholly in one region.
+    pub fn new(mem: Arc<MemTable>, size: u16, addrs: SplitAddrs) -> Result<Self, LayoutError> {
+        if !size.is_power_of_two() || size > MAX_SIZE {
+            return Err(LayoutError::Size(size));
+        }
+        let area = |area, addr, bytes, align| {
+            let slice = mem
+                .frontend(addr, bytes)
+                .ok_or(LayoutError::Unmapped { area, addr, bytes })?;
+            match NonNull::new(slice.as_ptr()) {
+                Some(start) if slice.as_ptr().addr() % align == 0 => Ok(start),
+                _ => Err(LayoutError::Unaligned { area, addr, align }),
+            }
+        };
+        let desc = area("descriptor table", addrs.desc, desc_table_bytes(size), 16)?;
+        let avail = area("avail ring", addrs.driver, avail_bytes(size), 2)?;
+        let used = area("used ring", addrs.device, used_bytes(size), 4)?;
+        Ok(Self {
+            desc,
+            avail,
+            used,
+            mem,
+            size,
+        })
+    }
+
+    /// Entries in the ring.
+    #[inline(always)]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The table that maps the ring, for the addresses in its descriptors.
+    #[inline(always)]
+    pub fn mem(&self) -> &MemTable {
+        &self.mem
+    }
+
+    /// `avail.idx`. Acquire: pairs with the driver's release of it after writing entries and descriptors.
+    #[inline(always)]
+    pub fn avail_idx(&self) -> u16 {
+        self.u16(self.avail, IDX_OFFSET).load(Ordering::Acquire)
+    }
+
+    /// The head in the avail entry that the free-running index `at` falls on.
+    #[inline(always)]
+    pub fn avail_entry(&self, at: u16) -> u16 {
+        // Relaxed: ordered by the acquire of avail.idx.
+        self.u16(self.avail, ENTRIES_OFFSET + 2 * self.wrap(at))
+            .load(Ordering::Relaxed)
+    }
+
+    /// `avail.flags`.
+    #[inline]
+    pub fn avail_flags(&self) -> u16 {
+        // Relaxed: the caller's full barrier orders it after the publication of used.idx.
+        self.u16(self.avail, 0).load(Ordering::Relaxed)
+    }
+
+    /// `used_event`, after the last avail entry: call when the used index passes it.
+    #[inline]
+    pub fn used_event(&self) -> u16 {
+        // Relaxed: as for the flags.
+        self.u16(self.avail, ENTRIES_OFFSET + 2 * usize::from(self.size))
+            .load(Ordering::Relaxed)
+    }
+
+    /// A copy of descriptor `index`, fetched once, or `None` if the ring has no such descriptor.
+    #[inline(always)]
+    pub fn desc(&self, index: u16) -> Option<Desc> {
+        if index >= self.size {
+            return None;
+        }
+        let at = self.desc_ptr(index).cast::<AtomicU64>();
+        // SAFETY: index < size, so both words are inside the table, which is aligned to 16.
+        let (low, high) = unsafe { (&*at, &*at.add(1)) };
+        // Relaxed: ordered by the acquire of avail.idx. A driver that writes between the two words tears its own chain.
+        Some(Desc::from_words(
+            low.load(Ordering::Relaxed),
+            high.load(Ordering::Relaxed),
+        ))
+    }
+
+    /// Asks for descriptor `index`, of any value, to read it soon.
+    #[inline(always)]
+    pub fn prefetch_desc(&self, index: u16) {
+        cpu::prefetch_read(self.desc_ptr(index));
+    }
+
+    /// Asks to own the used entries for the `count` chains from free-running index `at`, to write them soon.
+    #[inline(always)]
+    pub fn prefetch_used(&self, at: u16, count: u16) {
+        let first = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
+        for line in 0..=usize::from(count) * size_of::<UsedElem>() / cpu::LINE {
+            cpu::prefetch_write(self.used.as_ptr().wrapping_add(first + line * cpu::LINE));
+        }
+    }
+
+    /// Writes the used entry that the free-running index `at` falls on. The driver may look at it once it is published.
+    #[inline(always)]
+    pub fn write_used(&self, at: u16, head: u16, len: u32) {
+        let elem = UsedElem {
+            id: u32::from(head),
+            len,
+        };
+        let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
+        // A plain store, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
+        // SAFETY: the entry is inside the used ring, which is aligned to 4.
+        unsafe { self.used.as_ptr().add(entry).cast::<UsedElem>().write(elem) };
+    }
+
+    /// `used.idx`, of which we are the only writer but for whoever served this ring before.
+    #[inline]
+    pub fn used_idx(&self) -> u16 {
+        // Acquire: pairs with the release of the back-end before us, which may have been another process.
+        self.u16(self.used, IDX_OFFSET).load(Ordering::Acquire)
+    }
+
+    /// Hands the used entries before `idx` to the driver.
+    #[inline(always)]
+    pub fn publish_used(&self, idx: u16) {
+        // Release: pairs with the driver's load of used.idx; it then sees the entries and the buffers' bytes.
+        self.u16(self.used, IDX_OFFSET).store(idx, Ordering::Release);
+    }
+
+    /// `used.flags`.
+    pub fn set_used_flags(&self, flags: u16) {
+        // Relaxed: a hint, with no data behind it.
+        self.u16(self.used, 0).store(flags, Ordering::Relaxed);
+    }
+
+    /// `avail_event`, after the last used entry: kick when the avail index passes it.
+    pub fn set_avail_event(&self, event: u16) {
+        let offset = ENTRIES_OFFSET + size_of::<UsedElem>() * usize::from(self.size);
+        // Relaxed: a hint, with no data behind it.
+        self.u16(self.used, offset).store(event, Ordering::Relaxed);
+    }
+
+    /// The entry that a free-running index falls on.
+    #[inline(always)]
+    fn wrap(&self, at: u16) -> usize {
+        usize::from(at & (self.size - 1))
+    }
+
+    #[inline(always)]
+    fn desc_ptr(&self, index: u16) -> *const u8 {
+        self.desc
+            .as_ptr()
+            .wrapping_add(size_of::<Desc>() * usize::from(index))
+    }
+
+    /// The word at an even `offset` of the avail or the used ring.
+    #[inline(always)]
+    fn u16(&self, area: NonNull<u8>, offset: usize) -> &AtomicU16 {
+        // SAFETY: the callers above compute an even offset inside the area for a ring of `size`; both areas are aligned
+        // to 2 and mapped while self lives; all concurrent access from this process is atomic.
+        unsafe { AtomicU16::from_ptr(area.as_ptr().add(offset).cast()) }
+    }
+}
+
+impl std::fmt::Debug for SplitMem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SplitMem")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
