@@ -25,6 +25,7 @@ pub mod memory;
 pub mod model;
 #[cfg(feature = "plugin")]
 mod ovs;
+mod panics;
 pub mod port;
 mod sync;
 pub mod vhost_user;

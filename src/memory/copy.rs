@@ -80,6 +80,11 @@ pub struct GuestSlice<'m> {
 }
 
 impl<'m> GuestSlice<'m> {
+    /// The NUMA node its first byte lives on, where the kernel can say.
+    pub fn numa_node(&self) -> Option<i32> {
+        super::numa::node_of(self.ptr)
+    }
+
     /// Bytes in it.
     #[inline(always)]
     pub fn len(&self) -> u32 {

@@ -26,6 +26,7 @@ mod copy;
 pub(crate) mod cpu;
 mod error;
 mod mapping;
+mod numa;
 mod region;
 mod table;
 

@@ -1,0 +1,323 @@
+//! The control thread: one for all ports. It alone speaks to front-ends, and nothing it does waits for
+//! one: every socket is non-blocking, every wait has an end, and everybody's turn is bounded.
+//!
+//! Main sends it commands; poll threads poke it when a ring breaks. It takes no lock that another
+//! thread holds for longer than it takes to copy a few words, and it never waits for Open vSwitch's RCU.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{unbounded, Receiver, Sender};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{eventfd, EventfdFlags, Timespec};
+
+use crate::panics;
+
+use super::listener::Listener;
+use super::peer::Peer;
+use super::shared::{Port, PortId};
+use super::watch::Watches;
+
+/// What main asks of the control thread.
+pub(super) enum Command {
+    /// Serve this port from now on.
+    Add(Arc<Port>, Option<Listener>),
+    /// Client mode: connect it to this path from now on, or to nothing.
+    Configure(PortId, Option<PathBuf>),
+    /// Forget it: take down its connection, its rings and its socket.
+    Remove(PortId),
+    /// A panic was caught in it elsewhere: as `Remove`, but it stays known to main.
+    Poisoned(PortId),
+    /// Panics while serving it.
+    #[cfg(feature = "fault-injection")]
+    Panic(PortId),
+}
+
+/// The way to the control thread. Cheap to copy; the thread lives as long as the process.
+#[derive(Clone)]
+pub(super) struct Control {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Control {
+    /// Starts the thread. `on_start` runs first in it.
+    pub(super) fn start(on_start: impl FnOnce() + Send + 'static) -> io::Result<Control> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, inbox) = unbounded();
+        let reactor = Reactor::new()?;
+        reactor.add(wake.as_fd(), Source::Wake)?;
+        reactor.add(reactor.watches.as_fd(), Source::Watches)?;
+        let mut thread = ControlThread {
+            reactor,
+            inbox,
+            wake: Arc::clone(&wake),
+            peers: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+        };
+        std::thread::Builder::new()
+            .name("ovs-vhost".into())
+            .spawn(move || {
+                on_start();
+                thread.run();
+            })?;
+        Ok(Control { commands, wake })
+    }
+
+    pub(super) fn send(&self, command: Command) {
+        // The thread never ends before the process, so there is always somebody to receive.
+        let _ = self.commands.send(command);
+        self.poke();
+    }
+
+    /// Makes the thread look round. Any thread; never blocks.
+    pub(super) fn poke(&self) {
+        // A full counter already says what this would.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// What a ready descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Wake,
+    Watches,
+    Listener(PortId),
+    Connection(PortId),
+}
+
+/// A source as epoll carries it: the port's number, then two bits that say what it is.
+impl Source {
+    fn data(self) -> EventData {
+        EventData::new_u64(match self {
+            Source::Wake => 0,
+            Source::Watches => 1,
+            Source::Listener(id) => id.0 << 2 | 2,
+            Source::Connection(id) => id.0 << 2 | 3,
+        })
+    }
+
+    fn of(data: u64) -> Source {
+        let id = PortId(data >> 2);
+        match data & 3 {
+            0 => Source::Wake,
+            1 => Source::Watches,
+            2 => Source::Listener(id),
+            _ => Source::Connection(id),
+        }
+    }
+}
+
+/// What peers register with: readiness of descriptors, appearance of files.
+pub(super) struct Reactor {
+    epoll: OwnedFd,
+    pub(super) watches: Watches<PortId>,
+}
+
+impl Reactor {
+    fn new() -> io::Result<Reactor> {
+        Ok(Reactor {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            watches: Watches::new()?,
+        })
+    }
+
+    pub(super) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, source.data(), EventFlags::IN)?)
+    }
+
+    /// Asks also for readiness to write, or no more.
+    pub(super) fn rearm(&self, fd: BorrowedFd<'_>, source: Source, output: bool) {
+        let flags = if output {
+            EventFlags::IN | EventFlags::OUT
+        } else {
+            EventFlags::IN
+        };
+        // It was added: changing what to wait for cannot fail.
+        let _ = epoll::modify(&self.epoll, fd, source.data(), flags);
+    }
+
+    pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+}
+
+struct ControlThread {
+    reactor: Reactor,
+    inbox: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    peers: BTreeMap<PortId, Peer>,
+    /// Client ports and the path each was last given, whether or not it has it.
+    wanted: BTreeMap<PortId, PathBuf>,
+}
+
+impl ControlThread {
+    fn run(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            let timeout = self.until_next_deadline();
+            // EINTR and the like: look round and wait again.
+            let _ = epoll::wait(&self.reactor.epoll, spare_capacity(&mut events), timeout.as_ref());
+            let now = Instant::now();
+            for event in events.drain(..) {
+                self.dispatch(Source::of(event.data.u64()), now);
+            }
+            self.tick(now);
+        }
+    }
+
+    fn until_next_deadline(&self) -> Option<Timespec> {
+        let next = self.peers.values().filter_map(Peer::wakes_at).min()?;
+        let wait = next.saturating_duration_since(Instant::now());
+        Timespec::try_from(wait.max(Duration::from_micros(1))).ok()
+    }
+
+    fn dispatch(&mut self, source: Source, now: Instant) {
+        match source {
+            Source::Wake => self.woken(now),
+            Source::Watches => {
+                for id in self.reactor.watches.drain() {
+                    self.with(id, |peer, reactor| peer.appeared(reactor, now));
+                }
+            }
+            Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
+            Source::Connection(id) => self.with(id, |peer, reactor| peer.readable(reactor, now)),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let due = |p: &Peer| p.wakes_at().is_some_and(|at| now >= at);
+        let due: Vec<PortId> = self.peers.values().filter(|p| due(p)).map(Peer::id).collect();
+        for id in due {
+            self.with(id, |peer, reactor| peer.tick(reactor, now));
+        }
+    }
+
+    /// Serves one port. A panic there is that port's end, and nobody else's.
+    fn with(&mut self, id: PortId, serve: impl FnOnce(&mut Peer, &mut Reactor)) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let reactor = &mut self.reactor;
+        if catch_unwind(AssertUnwindSafe(|| serve(peer, reactor))).is_err() {
+            peer.port().poison(&panics::take());
+            self.drop_peer(id);
+        }
+    }
+
+    fn woken(&mut self, now: Instant) {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.wake, &mut count);
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey(command, now);
+        }
+        let broken: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| p.port().has_faults())
+            .map(Peer::id)
+            .collect();
+        for id in broken {
+            self.with(id, |peer, _| peer.rings_broke(now));
+        }
+    }
+
+    fn obey(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Add(port, listener) => {
+                let peer = Peer::new(port, listener, now);
+                if let Err(error) = peer.register(&self.reactor) {
+                    log::error!(
+                        "port '{}': cannot wait for front-ends: {error}",
+                        peer.port().name()
+                    );
+                }
+                self.peers.insert(peer.id(), peer);
+            }
+            Command::Configure(id, path) => {
+                match path {
+                    Some(path) => self.wanted.insert(id, path),
+                    None => self.wanted.remove(&id),
+                };
+                self.allot(now);
+            }
+            Command::Remove(id) => {
+                self.wanted.remove(&id);
+                if let Some(peer) = self.peers.remove(&id) {
+                    let reactor = &mut self.reactor;
+                    // A panic now has nobody left to concern.
+                    let _ = catch_unwind(AssertUnwindSafe(|| peer.close(reactor, now)));
+                }
+                self.reactor.watches.forget(id);
+                self.allot(now);
+            }
+            Command::Poisoned(id) => self.drop_peer(id),
+            #[cfg(feature = "fault-injection")]
+            Command::Panic(id) => self.with(id, |_, _| panic!("injected")),
+        }
+    }
+
+    /// Drops a port that panicked. What its destructors may still trip over is caught too.
+    fn drop_peer(&mut self, id: PortId) {
+        self.wanted.remove(&id);
+        self.reactor.watches.forget(id);
+        let peer = self.peers.remove(&id);
+        // Closing its descriptors takes them out of epoll.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(peer)));
+    }
+
+    /// Gives each client port its path, or nothing while another port has it: two ports on one socket
+    /// would take turns at breaking each other's connection.
+    fn allot(&mut self, now: Instant) {
+        let wanted: Vec<(PortId, PathBuf)> =
+            self.wanted.iter().map(|(id, path)| (*id, path.clone())).collect();
+        // Those that lose or change their path go first, so that others find it free.
+        let unwanted: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| {
+                p.socket().is_some()
+                    && p.is_client()
+                    && self.wanted.get(&p.id()).map(|w| w.as_path()) != p.socket()
+            })
+            .map(Peer::id)
+            .collect();
+        for id in unwanted {
+            self.with(id, |peer, reactor| peer.configure(None, reactor, now));
+        }
+        for (id, path) in wanted {
+            let holder = self
+                .peers
+                .values()
+                .find(|p| p.id() != id && p.socket() == Some(&path));
+            match holder.map(|p| p.port().name().to_owned()) {
+                Some(holder) => self.with(id, |peer, _| peer.wait_for(&path, &holder, now)),
+                None => self.with(id, |peer, reactor| peer.configure(Some(path), reactor, now)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_survives_its_way_through_epoll() {
+        let id = PortId(12345);
+        for source in [
+            Source::Wake,
+            Source::Watches,
+            Source::Listener(id),
+            Source::Connection(id),
+        ] {
+            assert_eq!(Source::of(source.data().u64()), source);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What a front-end's requests do to the port's rings and memory.
+//!
+//! Settings are staged per vring as they arrive, in whatever order; a ring starts when everything it
+//! needs is there, from settings validated as a whole, and nothing of a running ring is ever changed in
+//! place: it is stopped, and started again from what is staged then.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::datapath::{RingConfig, RingError};
+use crate::memory::{MemError, MemTable, Region, RegionDesc};
+use crate::vhost_user::{Device, Refusal, Request, Response, VringAddr};
+use crate::virtio::features::{self, Features};
+
+use super::shared::{Link, Port};
+use super::MAX_QUEUE_PAIRS;
+
+/// What this version implements, and therefore offers: nothing else.
+pub(super) const OFFERED: Features = features::VIRTIO_NET_F_MTU
+    .with(features::VIRTIO_NET_F_MRG_RXBUF)
+    .with(features::VIRTIO_NET_F_CTRL_VQ)
+    .with(features::VIRTIO_NET_F_CTRL_RX)
+    .with(features::VIRTIO_NET_F_GUEST_ANNOUNCE)
+    .with(features::VIRTIO_NET_F_MQ)
+    .with(features::VIRTIO_F_ANY_LAYOUT)
+    .with(features::VIRTIO_RING_F_INDIRECT_DESC)
+    .with(features::VIRTIO_RING_F_EVENT_IDX)
+    .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
+    .with(features::VIRTIO_F_VERSION_1);
+
+/// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
+const DRIVER_OK: u8 = 4;
+
+/// What a front-end has said of one vring.
+#[derive(Default)]
+struct Vring {
+    size: Option<u16>,
+    address: Option<VringAddr>,
+    base: u16,
+    /// The front-end has handed over the kick: the ring may start. Poll threads need no kick, so the
+    /// descriptor itself is closed.
+    kicked: bool,
+    call: Option<Arc<OwnedFd>>,
+    err: Option<OwnedFd>,
+    enabled: bool,
+    running: bool,
+}
+
+/// The device that a front-end sees. Lives as long as its connection.
+pub(super) struct PortDevice {
+    port: Arc<Port>,
+    features: Option<Features>,
+    /// The device status, once the front-end uses it: then rings wait for `DRIVER_OK`.
+    status: Option<u8>,
+    memory: Arc<MemTable>,
+    vrings: Vec<Vring>,
+    mtu: Option<u16>,
+    /// Vrings enabled (true) or disabled since this was last asked for.
+    toggled: Vec<(u16, bool)>,
+}
+
+impl PortDevice {
+    pub(super) fn new(port: Arc<Port>) -> PortDevice {
+        PortDevice {
+            port,
+            features: None,
+            status: None,
+            memory: Arc::new(MemTable::default()),
+            vrings: Vec::new(),
+            mtu: None,
+            toggled: Vec::new(),
+        }
+    }
+
+    /// The first queue pair moves packets.
+    pub(super) fn attached(&self) -> bool {
+        matches!(self.vrings.get(..2), Some([rx, tx]) if self.usable(rx) && self.usable(tx))
+    }
+
+    /// Queue pairs that the front-end has spoken of, at most what Open vSwitch can poll.
+    pub(super) fn queue_pairs(&self) -> u16 {
+        u16::try_from(self.vrings.len().div_ceil(2))
+            .unwrap_or(MAX_QUEUE_PAIRS)
+            .min(MAX_QUEUE_PAIRS)
+    }
+
+    /// What `status` shows of this device.
+    pub(super) fn link(&self) -> Link {
+        let features = self.features.unwrap_or_default();
+        Link {
+            features,
+            mtu: self.mtu.filter(|_| features.contains(features::VIRTIO_NET_F_MTU)),
+            numa: self.numa(),
+            vring_sizes: self.vrings.iter().map(|v| v.size.unwrap_or(0)).collect(),
+        }
+    }
+
+    /// Tells the front-end, through the err descriptor it gave for it, that a vring is broken.
+    pub(super) fn signal_error(&self, index: usize) {
+        if let Some(err) = self.vrings.get(index).and_then(|v| v.err.as_ref()) {
+            // A full or closed descriptor is the front-end's own loss.
+            let _ = rustix::io::write(err, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Vrings that the front-end enabled (true) or disabled since the last call.
+    pub(super) fn take_toggled(&mut self) -> Vec<(u16, bool)> {
+        std::mem::take(&mut self.toggled)
+    }
+
+    fn numa(&self) -> Option<i32> {
+        let ring = self.vrings.first()?.address.as_ref()?;
+        self.memory.frontend(ring.desc, 1)?.numa_node()
+    }
+
+    fn usable(&self, vring: &Vring) -> bool {
+        vring.running && self.enabled(vring)
+    }
+
+    /// Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
+    fn enabled(&self, vring: &Vring) -> bool {
+        let controlled = self
+            .features
+            .is_some_and(|f| f.contains(features::VHOST_USER_F_PROTOCOL_FEATURES));
+        vring.enabled || !controlled
+    }
+
+    fn vring(&mut self, index: u16) -> &mut Vring {
+        let index = usize::from(index);
+        if self.vrings.len() <= index {
+            self.vrings.resize_with(index + 1, Vring::default);
+        }
+        &mut self.vrings[index]
+    }
+
+    /// Starts the ring when nothing is missing any more, stops it when something is, and tells the
+    /// port whether it is usable.
+    fn settle(&mut self, index: u16) -> Result<(), RingError> {
+        let config = self.ready(index);
+        let (port, enabled) = (Arc::clone(&self.port), self.enabled(self.vring_ref(index)));
+        let queue = port.queue(index);
+        queue.set_enabled(enabled);
+        let running = self.vring(index).running;
+        let result = match config {
+            Some(config) if !running => queue.start(config).map(|()| self.vring(index).running = true),
+            None if running => {
+                self.stop(index);
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        let usable = self.usable(self.vring_ref(index));
+        self.port.set_usable(index, usable);
+        result
+    }
+
+    fn vring_ref(&self, index: u16) -> &Vring {
+        &self.vrings[usize::from(index)]
+    }
+
+    /// The whole configuration of a ring, if the front-end has given the whole.
+    fn ready(&self, index: u16) -> Option<RingConfig> {
+        let vring = self.vrings.get(usize::from(index))?;
+        let address = vring.address.as_ref()?;
+        let driver_ok = self.status.is_none_or(|status| status & DRIVER_OK != 0);
+        if !vring.kicked || !driver_ok || self.memory.regions().is_empty() {
+            return None;
+        }
+        Some(RingConfig {
+            index,
+            size: vring.size?,
+            desc: address.desc,
+            driver: address.avail,
+            device: address.used,
+            base: vring.base,
+            features: self.features?,
+            mem: Arc::clone(&self.memory),
+            call: vring.call.clone(),
+        })
+    }
+
+    /// Stops a ring; where it stood is where it will start again.
+    fn stop(&mut self, index: u16) {
+        let base = self.port.queue(index).stop();
+        let vring = self.vring(index);
+        vring.running = false;
+        vring.base = base.unwrap_or(vring.base);
+        self.port.set_usable(index, false);
+    }
+
+    /// Changes what is staged for a vring: with the ring stopped, and started again if it still can be.
+    fn change(&mut self, index: u16, change: impl FnOnce(&mut Vring)) -> Result<Response, Refusal> {
+        if self.vring(index).running {
+            self.stop(index);
+        }
+        change(self.vring(index));
+        self.settle(index)
+            .map_err(|error| Refusal::new(format!("vring {index} cannot start: {error}")))?;
+        Ok(Response::Done)
+    }
+
+    /// Changes what concerns every ring.
+    fn change_all(&mut self, change: impl FnOnce(&mut Self)) {
+        let all = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        for index in all.clone() {
+            if self.vring(index).running {
+                self.stop(index);
+            }
+        }
+        change(self);
+        for index in all {
+            if let Err(error) = self.settle(index) {
+                // A memory table is replaced region by region: a ring whose region is not there yet
+                // starts with the one that brings it.
+                log::debug!("port '{}': vring {index} waits: {error}", self.port.name());
+            }
+        }
+    }
+
+    fn set_memory(&mut self, table: MemTable) -> Result<Response, Refusal> {
+        self.change_all(|device| device.memory = Arc::new(table));
+        Ok(Response::Done)
+    }
+
+    fn set_features(&mut self, features: Features) -> Result<Response, Refusal> {
+        if self.features == Some(features) {
+            // QEMU says it once per queue pair, the later ones while the first may run.
+            return Ok(Response::Done);
+        }
+        if self.vrings.iter().any(|v| v.running) {
+            return Err(Refusal::new("features cannot change while a vring runs"));
+        }
+        self.change_all(|device| device.features = Some(features));
+        Ok(Response::Done)
+    }
+
+    fn set_base(&mut self, index: u16, base: u32) -> Result<Response, Refusal> {
+        let base = u16::try_from(base)
+            .map_err(|_| Refusal::new(format!("vring {index}: {base:#x} is no index of a split ring")))?;
+        self.change(index, |vring| vring.base = base)
+    }
+
+    /// Stops the ring until the next kick (the specification's "ring is stopped").
+    fn get_vring_base(&mut self, index: u16) -> Response {
+        self.stop(index);
+        let vring = self.vring(index);
+        vring.kicked = false;
+        Response::VringState {
+            index,
+            num: u32::from(vring.base),
+        }
+    }
+
+    fn set_enable(&mut self, index: u16, enable: bool) -> Result<Response, Refusal> {
+        let vring = self.vring(index);
+        if vring.enabled != enable {
+            vring.enabled = enable;
+            self.toggled.push((index, enable));
+        }
+        // No stop: an enabled ring differs from a disabled one by a flag.
+        self.settle(index)
+            .map_err(|error| Refusal::new(format!("vring {index} cannot start: {error}")))?;
+        Ok(Response::Done)
+    }
+
+    /// RESET_OWNER and RESET_DEVICE: rings are disabled and stopped; memory and features stay.
+    fn reset(&mut self) -> Response {
+        self.change_all(|device| {
+            device.status = device.status.map(|_| 0);
+            for vring in &mut device.vrings {
+                vring.kicked = false;
+                vring.enabled = false;
+            }
+        });
+        Response::Done
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Response {
+        self.mtu = Some(mtu);
+        Response::Done
+    }
+}
+
+impl Device for PortDevice {
+    fn handle(&mut self, request: Request) -> Result<Response, Refusal> {
+        match request {
+            Request::SetOwner => Ok(Response::Done),
+            Request::ResetOwner | Request::ResetDevice => Ok(self.reset()),
+            Request::SetFeatures(bits) => self.set_features(Features(bits)),
+            Request::SetMemTable(regions) => {
+                let regions = regions.into_iter().map(map_region).collect::<Result<_, _>>();
+                self.set_memory(regions.and_then(MemTable::new).map_err(refuse_memory)?)
+            }
+            Request::AddMemReg(desc, fd) => {
+                let region = map_region((desc, fd)).map_err(refuse_memory)?;
+                self.set_memory(self.memory.with_region(region).map_err(refuse_memory)?)
+            }
+            Request::RemMemReg(desc) => {
+                self.set_memory(self.memory.without_region(&desc).map_err(refuse_memory)?)
+            }
+            Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
+            Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
+            Request::SetVringBase { index, base } => self.set_base(index, base),
+            Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
+            Request::SetVringKick { index, .. } => self.change(index, |v| v.kicked = true),
+            Request::SetVringCall { index, fd } => self.change(index, |v| v.call = fd.map(Arc::new)),
+            Request::SetVringErr { index, fd } => {
+                self.vring(index).err = fd;
+                Ok(Response::Done)
+            }
+            Request::SetVringEnable { index, enable } => self.set_enable(index, enable),
+            Request::SetMtu(mtu) => Ok(self.set_mtu(mtu)),
+            Request::SendRarp(mac) => {
+                self.port.queue(1).request_rarp(mac);
+                Ok(Response::Done)
+            }
+            Request::SetStatus(status) => {
+                self.change_all(|device| device.status = Some(status));
+                Ok(Response::Done)
+            }
+            Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
+        }
+    }
+}
+
+impl Drop for PortDevice {
+    /// The connection is gone: so are its rings, and with the last of them its memory.
+    fn drop(&mut self) {
+        for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
+            self.stop(index);
+        }
+    }
+}
+
+fn map_region((desc, fd): (RegionDesc, OwnedFd)) -> Result<Arc<Region>, MemError> {
+    Ok(Arc::new(Region::map(desc, fd)?))
+}
+
+fn refuse_memory(error: MemError) -> Refusal {
+    Refusal::new(format!("memory region refused: {error}"))
+}

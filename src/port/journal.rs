@@ -1,0 +1,84 @@
+//! A port's lines in the log, held to a budget: a front-end that reconnects a thousand times a second
+//! must not fill the host's disk. What was left out is counted and said as soon as there is room again.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+/// Lines a port may write at once...
+const BURST: u32 = 200;
+/// ...and how long one more takes to earn.
+const REFILL: Duration = Duration::from_millis(50);
+
+pub(super) struct Journal {
+    port: String,
+    budget: u32,
+    earned_until: Instant,
+    left_out: u64,
+}
+
+impl Journal {
+    pub(super) fn new(port: &str, now: Instant) -> Journal {
+        Journal {
+            port: port.to_owned(),
+            budget: BURST,
+            earned_until: now,
+            left_out: 0,
+        }
+    }
+
+    /// Writes `line`, or counts it as left out.
+    pub(super) fn write(&mut self, now: Instant, level: Level, line: fmt::Arguments<'_>) {
+        // Lines that the log would not take cost nothing.
+        if !log::log_enabled!(level) || !self.spend(now) {
+            return;
+        }
+        if self.left_out > 0 {
+            log::warn!(
+                "port '{}': {} lines left out, there were too many at once",
+                self.port,
+                self.left_out
+            );
+            self.left_out = 0;
+        }
+        log::log!(level, "{line}");
+    }
+
+    fn spend(&mut self, now: Instant) -> bool {
+        while self.budget < BURST && now.saturating_duration_since(self.earned_until) >= REFILL {
+            self.budget += 1;
+            self.earned_until += REFILL;
+        }
+        if self.budget == BURST {
+            self.earned_until = now;
+        }
+        match self.budget.checked_sub(1) {
+            Some(rest) => {
+                self.budget = rest;
+                true
+            }
+            None => {
+                self.left_out += 1;
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_cut_to_the_budget_and_quiet_earns_it_back() {
+        let start = Instant::now();
+        let mut journal = Journal::new("p", start);
+        let passed = (0..10_000).filter(|_| journal.spend(start)).count();
+        assert_eq!(passed, BURST as usize);
+        assert_eq!(journal.left_out, 10_000 - u64::from(BURST));
+        let later = start + REFILL * 20;
+        let passed = (0..10_000).filter(|_| journal.spend(later)).count();
+        assert_eq!(passed, 20);
+    }
+}

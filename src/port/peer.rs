@@ -1,0 +1,481 @@
+//! One port as the control thread sees it: its life cycle, and while a front-end is there, the
+//! connection, the protocol session and the device behind it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use crate::datapath::RingFault;
+use crate::vhost_user::{
+    Connection, Next, Offer, ProtocolFeatures, ReceiveError, Received, SendError, Session, SessionError,
+};
+
+use super::control::{Reactor, Source};
+use super::device::{PortDevice, OFFERED};
+use super::journal::Journal;
+use super::lifecycle::{Action, Event, Lifecycle, State};
+use super::listener::Listener;
+use super::shared::{Port, PortId};
+use super::{connector, MAX_QUEUE_PAIRS};
+
+/// How long a front-end may take over one message, from its first byte to its last, and over taking
+/// the answer. It talks to us over a local socket; a second is an age.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Messages taken from one front-end before the others get their turn.
+const MESSAGES_PER_TURN: usize = 32;
+/// Memory regions a front-end may add one by one, as libvhost-user offers.
+const MEM_SLOTS: u64 = 509;
+
+/// A front-end that is there.
+struct Attachment {
+    connection: Connection,
+    session: Session,
+    device: PortDevice,
+    /// Since when a message, or our answer to one, is under way.
+    busy_since: Option<Instant>,
+    /// Broken rings that were spoken of.
+    faults: Vec<RingFault>,
+}
+
+pub(super) struct Peer {
+    port: Arc<Port>,
+    life: Lifecycle,
+    /// Client mode: where the front-end listens.
+    path: Option<PathBuf>,
+    /// Server mode: where we do.
+    listener: Option<Listener>,
+    attachment: Option<Attachment>,
+    journal: Journal,
+    /// What was last said about a failure to connect, so that it is said once.
+    said: Option<String>,
+}
+
+/// A line about the port's socket, in the words operators know from librte_vhost.
+macro_rules! vhost_config {
+    ($peer:expr, $now:expr, $level:expr, $($text:tt)+) => {{
+        let path = $peer.port.path();
+        $peer.journal.write($now, $level, format_args!("VHOST_CONFIG: ({path}) {}", format_args!($($text)+)))
+    }};
+}
+
+impl Peer {
+    pub(super) fn new(port: Arc<Port>, listener: Option<Listener>, now: Instant) -> Peer {
+        let journal = Journal::new(port.name(), now);
+        let life = Lifecycle::new(port.mode());
+        Peer {
+            port,
+            life,
+            path: None,
+            listener,
+            attachment: None,
+            journal,
+            said: None,
+        }
+    }
+
+    pub(super) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    pub(super) fn id(&self) -> PortId {
+        self.port.id()
+    }
+
+    /// The socket this port keeps others from using.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        self.listener
+            .as_ref()
+            .map(|l| l.file().path())
+            .or(self.path.as_deref())
+    }
+
+    pub(super) fn is_client(&self) -> bool {
+        self.listener.is_none()
+    }
+
+    /// Client mode: another port has the path; says so, once.
+    pub(super) fn wait_for(&mut self, path: &Path, holder: &str, now: Instant) {
+        let text = format!(
+            "options:vhost-server-path='{}' is in use by port '{holder}'; the port stays disconnected until it is free",
+            path.display()
+        );
+        if self.said.as_ref() != Some(&text) {
+            let name = self.port.name();
+            self.journal
+                .write(now, Level::Warn, format_args!("port '{name}': {text}"));
+            self.port.set_trouble(Some(text.clone()));
+            self.said = Some(text);
+        }
+    }
+
+    pub(super) fn register(&self, reactor: &Reactor) -> io::Result<()> {
+        match &self.listener {
+            Some(listener) => reactor.add(listener.as_fd(), Source::Listener(self.id())),
+            None => Ok(()),
+        }
+    }
+
+    /// When this port next wants to be called although nothing happens.
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        let deadline = self
+            .attachment
+            .as_ref()
+            .and_then(|a| a.busy_since)
+            .map(|since| since + MESSAGE_DEADLINE);
+        [deadline, self.life.wakes_at()].into_iter().flatten().min()
+    }
+
+    /// Client mode: connect to `path` from now on; None, to nothing.
+    pub(super) fn configure(&mut self, path: Option<PathBuf>, reactor: &mut Reactor, now: Instant) {
+        if path == self.path {
+            return;
+        }
+        self.said = None;
+        let event = if path.is_some() {
+            Event::Configured
+        } else {
+            Event::Unconfigured
+        };
+        self.path = path;
+        self.happened(event, reactor, now);
+    }
+
+    /// Something changed where the socket should be.
+    pub(super) fn appeared(&mut self, reactor: &mut Reactor, now: Instant) {
+        self.happened(Event::Appeared, reactor, now);
+    }
+
+    /// Time passed.
+    pub(super) fn tick(&mut self, reactor: &mut Reactor, now: Instant) {
+        let late = |a: &Attachment| a.busy_since.is_some_and(|since| now >= since + MESSAGE_DEADLINE);
+        if self.attachment.as_ref().is_some_and(late) {
+            let seconds = MESSAGE_DEADLINE.as_secs();
+            vhost_config!(
+                self,
+                now,
+                Level::Warn,
+                "front-end left a message unfinished for {seconds} s; closing"
+            );
+            self.happened(Event::Lost, reactor, now);
+        }
+        self.happened(Event::Tick, reactor, now);
+    }
+
+    /// The port is deleted.
+    pub(super) fn close(mut self, reactor: &mut Reactor, now: Instant) {
+        if self.life.state() == State::Running && self.listener.is_some() {
+            let name = self.port.name();
+            self.journal.write(
+                now,
+                Level::Warn,
+                format_args!("Removing port '{name}' while vhost device still attached."),
+            );
+        }
+        self.happened(Event::Close, reactor, now);
+        if let Some(listener) = self.listener.take() {
+            reactor.remove(listener.as_fd());
+        }
+    }
+
+    /// A poll thread broke a ring: says which and why, once, and tells the front-end.
+    pub(super) fn rings_broke(&mut self, now: Instant) {
+        let Some(attachment) = &mut self.attachment else {
+            return;
+        };
+        let faults = self.port.take_faults();
+        for fault in faults.iter().filter(|fault| !attachment.faults.contains(fault)) {
+            attachment.device.signal_error(usize::from(fault.vring));
+            let path = self.port.path();
+            self.journal.write(
+                now,
+                Level::Warn,
+                format_args!("VHOST_CONFIG: ({path}) {fault}; it stops until it is set up again"),
+            );
+        }
+        attachment.faults = faults;
+    }
+
+    /// A front-end knocks.
+    pub(super) fn acceptable(&mut self, reactor: &mut Reactor, now: Instant) {
+        let accepted = self.listener.as_ref().map(Listener::accept);
+        match accepted {
+            Some(Ok(Some(stream))) => {
+                // The one before may be gone already, with the end of its stream still unread.
+                if self.attachment.is_some() {
+                    self.readable(reactor, now);
+                }
+                if self.attachment.is_some() {
+                    vhost_config!(
+                        self,
+                        now,
+                        Level::Warn,
+                        "refused a second front-end: one is connected already"
+                    );
+                } else {
+                    self.attach(stream, reactor, now);
+                }
+            }
+            Some(Err(error)) => vhost_config!(self, now, Level::Warn, "cannot accept a front-end: {error}"),
+            Some(Ok(None)) | None => {}
+        }
+    }
+
+    /// The front-end has something to say, or takes our answers again.
+    pub(super) fn readable(&mut self, reactor: &mut Reactor, now: Instant) {
+        for _ in 0..MESSAGES_PER_TURN {
+            match self.exchange(reactor, now) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(end) => {
+                    vhost_config!(self, now, end.level(), "{end}");
+                    return self.happened(Event::Lost, reactor, now);
+                }
+            }
+        }
+    }
+
+    /// Takes one message and answers it. Ok(false): there is none.
+    fn exchange(&mut self, reactor: &mut Reactor, now: Instant) -> Result<bool, End> {
+        let Some(attachment) = &mut self.attachment else {
+            return Ok(false);
+        };
+        attachment.connection.flush()?;
+        let message = match attachment.connection.receive()? {
+            Received::Message(message) => message,
+            Received::Closed => return Err(End::Left),
+            Received::Pending => {
+                attachment.settle_deadline(now);
+                attachment.listen(reactor, self.port.id());
+                return Ok(false);
+            }
+        };
+        log::debug!(
+            "VHOST_CONFIG: ({}) read message {}",
+            self.port.path(),
+            message.name()
+        );
+        attachment.busy_since = None;
+        let outcome = attachment.session.handle(message, &mut attachment.device);
+        if let Some(reply) = outcome.reply {
+            attachment.connection.send(&reply)?;
+        }
+        if let Some(note) = outcome.note {
+            vhost_config!(self, now, Level::Info, "{note}");
+        }
+        match (outcome.error, outcome.next) {
+            (Some(error), Next::Close) => return Err(End::Refused(error)),
+            (Some(error), Next::Continue) => vhost_config!(self, now, Level::Warn, "{error}"),
+            (None, _) => {}
+        }
+        self.publish(reactor, now);
+        Ok(true)
+    }
+
+    /// Lets the rest of the port see what the device has become.
+    fn publish(&mut self, reactor: &mut Reactor, now: Instant) {
+        let Some(attachment) = &mut self.attachment else {
+            return;
+        };
+        for (index, enabled) in attachment.device.take_toggled() {
+            let (path, queue) = (self.port.path(), index / 2);
+            // As everywhere in Open vSwitch, rx is from the guest: the odd vrings.
+            let direction = if index % 2 == 1 { "rx" } else { "tx" };
+            let state = if enabled { "enabled" } else { "disabled" };
+            self.journal.write(
+                now,
+                Level::Info,
+                format_args!("State of queue {queue} ( {direction}_qid {queue} ) of vhost device '{path}' changed to '{state}'"),
+            );
+        }
+        let up = attachment.device.attached();
+        let was_up = self.life.state() == State::Running;
+        if up {
+            let link = attachment.device.link();
+            let pairs = attachment.device.queue_pairs();
+            if !was_up {
+                vhost_config!(self, now, Level::Info, "virtio is now ready for processing.");
+                let (path, node) = (self.port.path(), link.numa.unwrap_or(0));
+                self.journal.write(
+                    now,
+                    Level::Info,
+                    format_args!("vHost Device '{path}' has been added on numa node {node}"),
+                );
+            }
+            self.port.attach(link, pairs);
+        } else if was_up {
+            self.say_removed(now);
+            self.port.detach();
+        }
+        let event = if up { Event::RingsUp } else { Event::RingsDown };
+        self.happened(event, reactor, now);
+    }
+
+    fn say_removed(&mut self, now: Instant) {
+        let path = self.port.path();
+        self.journal.write(
+            now,
+            Level::Info,
+            format_args!("vHost Device '{path}' has been removed"),
+        );
+    }
+
+    /// Steps the life cycle and does what it asks for, until it asks for nothing.
+    fn happened(&mut self, event: Event, reactor: &mut Reactor, now: Instant) {
+        let mut action = self.life.on(event, now);
+        if matches!(action, Action::Disconnect | Action::Reconnect) {
+            self.disconnect(reactor, now);
+        }
+        while matches!(action, Action::Connect | Action::Reconnect) {
+            action = self.connect(reactor, now);
+        }
+    }
+
+    fn connect(&mut self, reactor: &mut Reactor, now: Instant) -> Action {
+        let Some(path) = self.path.clone() else {
+            return Action::Stay;
+        };
+        // Watch first: a socket that appears between a failed attempt and the watch would be missed.
+        reactor.watches.watch(self.id(), &path);
+        match connector::connect(&path) {
+            Ok(stream) => {
+                reactor.watches.forget(self.id());
+                self.said = None;
+                vhost_config!(self, now, Level::Info, "connected");
+                self.attach(stream, reactor, now);
+                Action::Stay
+            }
+            Err(error) => {
+                self.say_waiting(&path, &error, now);
+                self.life.on(Event::Failed, now)
+            }
+        }
+    }
+
+    /// Says why there is no connection: once, and again when the reason is another.
+    fn say_waiting(&mut self, path: &Path, error: &io::Error, now: Instant) {
+        let obstacle = connector::obstacle(path, error);
+        let text = obstacle.clone().unwrap_or_default();
+        if self.said.as_ref() == Some(&text) {
+            return;
+        }
+        match obstacle {
+            Some(text) => vhost_config!(self, now, Level::Warn, "{text}"),
+            None => {
+                let why = rustix::io::Errno::from_io_error(error).map_or_else(|| error.to_string(), strerror);
+                vhost_config!(self, now, Level::Info, "failed to connect: {why}");
+            }
+        }
+        vhost_config!(self, now, Level::Info, "reconnecting...");
+        self.port.set_trouble(connector::obstacle(path, error));
+        self.said = Some(text);
+    }
+
+    fn attach(&mut self, stream: UnixStream, reactor: &mut Reactor, now: Instant) {
+        let offer = Offer {
+            features: OFFERED.0,
+            protocol_features: ProtocolFeatures::SUPPORTED.0,
+            queue_pairs: MAX_QUEUE_PAIRS,
+            mem_slots: MEM_SLOTS,
+        };
+        let connection = Connection::new(stream);
+        if let Err(error) = reactor.add(connection.as_fd(), Source::Connection(self.id())) {
+            vhost_config!(self, now, Level::Error, "cannot serve the front-end: {error}");
+            self.life.on(Event::Failed, now);
+            return;
+        }
+        vhost_config!(self, now, Level::Info, "new device, handle is {}", self.id());
+        self.port.set_trouble(None);
+        self.attachment = Some(Attachment {
+            connection,
+            session: Session::new(offer),
+            device: PortDevice::new(Arc::clone(&self.port)),
+            busy_since: None,
+            faults: Vec::new(),
+        });
+        self.life.on(Event::Established, now);
+    }
+
+    /// Ends the connection, if there is one: its rings stop, its memory goes.
+    fn disconnect(&mut self, reactor: &mut Reactor, now: Instant) {
+        reactor.watches.forget(self.id());
+        let Some(attachment) = self.attachment.take() else {
+            return;
+        };
+        reactor.remove(attachment.connection.as_fd());
+        let was_up = attachment.device.attached();
+        drop(attachment);
+        if was_up {
+            self.say_removed(now);
+        }
+        self.port.detach();
+        let path = self.port.path();
+        self.journal.write(
+            now,
+            Level::Info,
+            format_args!("vHost Device '{path}' connection has been destroyed"),
+        );
+    }
+}
+
+impl Attachment {
+    /// A deadline runs while a message is half read or an answer half sent.
+    fn settle_deadline(&mut self, now: Instant) {
+        if self.connection.message_started() || self.connection.output_waiting() {
+            self.busy_since.get_or_insert(now);
+        } else {
+            self.busy_since = None;
+        }
+    }
+
+    /// Asks for readiness to send only while there is something to send.
+    fn listen(&self, reactor: &Reactor, id: PortId) {
+        reactor.rearm(
+            self.connection.as_fd(),
+            Source::Connection(id),
+            self.connection.output_waiting(),
+        );
+    }
+}
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("vhost peer closed")]
+    Left,
+    #[error("{0}; closing the connection")]
+    Refused(SessionError),
+    #[error("{0}; closing the connection")]
+    Receive(#[from] ReceiveError),
+    #[error("{0}; closing the connection")]
+    Send(#[from] SendError),
+}
+
+impl End {
+    /// A front-end that goes is business as usual, also when it goes without reading its answers.
+    fn level(&self) -> Level {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        match self {
+            End::Left => Level::Info,
+            End::Receive(ReceiveError::Io(error)) | End::Send(SendError::Io(error))
+                if matches!(error.kind(), BrokenPipe | ConnectionReset) =>
+            {
+                Level::Info
+            }
+            _ => Level::Warn,
+        }
+    }
+}
+
+/// The system's words for an error, without the number that Rust appends.
+fn strerror(errno: rustix::io::Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

@@ -1,0 +1,180 @@
+//! What a port counts, under the names Open vSwitch and its tools know.
+//!
+//! Queues count for themselves; what never reached a queue is counted here. Everything only grows, over
+//! reconnects and reconfigurations too. "rx" is from the guest, "tx" is to it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::datapath::{Queue, QueueStats, SIZE_BIN_NAMES};
+
+/// Packets that were to be sent and were not, by reason.
+#[derive(Default)]
+pub(super) struct Drops {
+    /// All of them, whatever the reason.
+    unsent: AtomicU64,
+    /// The guest had no room.
+    no_room: AtomicU64,
+    /// Longer than the MTU allows.
+    too_long: AtomicU64,
+    /// Attempts to send again what did not fit. No drops, but they live and die with them.
+    retries: AtomicU64,
+}
+
+impl Drops {
+    /// Counts what one send left behind, in all.
+    #[cold]
+    pub(super) fn unsent(&self, packets: usize) {
+        add(&self.unsent, packets);
+    }
+
+    /// Counts those of them that were too long, and those for which the guest had no room.
+    #[inline]
+    pub(super) fn reasons(&self, too_long: usize, no_room: usize) {
+        if too_long + no_room > 0 {
+            add(&self.too_long, too_long);
+            add(&self.no_room, no_room);
+        }
+    }
+
+    #[inline]
+    pub(super) fn retries(&self, retries: u32) {
+        if retries > 0 {
+            add(&self.retries, retries as usize);
+        }
+    }
+}
+
+/// Several threads may send at once, so this is a locked addition; it runs only when something went wrong.
+fn add(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
+}
+
+/// The standard counters of an interface, named as in `struct netdev_stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are Open vSwitch's and say it all")]
+pub struct Stats {
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub rx_dropped: u64,
+    pub tx_dropped: u64,
+    pub multicast: u64,
+    pub tx_multicast_packets: u64,
+    pub rx_broadcast_packets: u64,
+    pub tx_broadcast_packets: u64,
+    pub rx_1_to_64_packets: u64,
+    pub tx_1_to_64_packets: u64,
+    pub rx_65_to_127_packets: u64,
+    pub tx_65_to_127_packets: u64,
+    pub rx_128_to_255_packets: u64,
+    pub tx_128_to_255_packets: u64,
+    pub rx_256_to_511_packets: u64,
+    pub tx_256_to_511_packets: u64,
+    pub rx_512_to_1023_packets: u64,
+    pub tx_512_to_1023_packets: u64,
+    pub rx_1024_to_1522_packets: u64,
+    pub tx_1024_to_1522_packets: u64,
+    pub rx_1523_to_max_packets: u64,
+    pub tx_1523_to_max_packets: u64,
+}
+
+impl Stats {
+    /// The sums over `queues`, which are in vring order: even to the guest, odd from it.
+    pub(super) fn of(queues: &[Queue], drops: &Drops) -> Stats {
+        let rx = total(queues.iter().skip(1).step_by(2));
+        let tx = total(queues.iter().step_by(2));
+        let [rx_undersize, rx_64, rx_65, rx_128, rx_256, rx_512, rx_1024, rx_1519] = rx.size_bins;
+        let [tx_undersize, tx_64, tx_65, tx_128, tx_256, tx_512, tx_1024, tx_1519] = tx.size_bins;
+        Stats {
+            rx_packets: rx.good_packets,
+            tx_packets: tx.good_packets,
+            rx_bytes: rx.good_bytes,
+            tx_bytes: tx.good_bytes,
+            rx_dropped: rx.runts + rx.oversize,
+            tx_dropped: drops.unsent.load(Ordering::Relaxed),
+            multicast: rx.multicast_packets,
+            tx_multicast_packets: tx.multicast_packets,
+            rx_broadcast_packets: rx.broadcast_packets,
+            tx_broadcast_packets: tx.broadcast_packets,
+            rx_1_to_64_packets: rx_undersize + rx_64,
+            tx_1_to_64_packets: tx_undersize + tx_64,
+            rx_65_to_127_packets: rx_65,
+            tx_65_to_127_packets: tx_65,
+            rx_128_to_255_packets: rx_128,
+            tx_128_to_255_packets: tx_128,
+            rx_256_to_511_packets: rx_256,
+            tx_256_to_511_packets: tx_256,
+            rx_512_to_1023_packets: rx_512,
+            tx_512_to_1023_packets: tx_512,
+            rx_1024_to_1522_packets: rx_1024,
+            tx_1024_to_1522_packets: tx_1024,
+            rx_1523_to_max_packets: rx_1519,
+            tx_1523_to_max_packets: tx_1519,
+        }
+    }
+}
+
+fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
+    queues
+        .map(|queue| queue.counters().read())
+        .fold(QueueStats::default(), |mut sum, one| {
+            sum.good_packets += one.good_packets;
+            sum.good_bytes += one.good_bytes;
+            sum.multicast_packets += one.multicast_packets;
+            sum.broadcast_packets += one.broadcast_packets;
+            sum.runts += one.runts;
+            sum.oversize += one.oversize;
+            for (sum, one) in sum.size_bins.iter_mut().zip(one.size_bins) {
+                *sum += one;
+            }
+            sum
+        })
+}
+
+/// The named counters: the port's, then each receive queue's, then each transmit queue's; the stock
+/// names in the stock order, then ours.
+pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str, u64)) {
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    emit("ovs_tx_retries", of(&drops.retries));
+    emit("ovs_tx_failure_drops", of(&drops.no_room));
+    emit("ovs_tx_mtu_exceeded_drops", of(&drops.too_long));
+    // Policers and offloads do not exist here, so nothing is dropped by them.
+    for name in [
+        "ovs_tx_qos_drops",
+        "ovs_rx_qos_drops",
+        "ovs_tx_invalid_hwol_drops",
+    ] {
+        emit(name, 0);
+    }
+    for (q, queue) in queues.iter().skip(1).step_by(2).enumerate() {
+        of_queue(&format!("rx_q{q}"), &queue.counters().read(), emit);
+    }
+    for (q, queue) in queues.iter().step_by(2).enumerate() {
+        of_queue(&format!("tx_q{q}"), &queue.counters().read(), emit);
+    }
+    let rx = total(queues.iter().skip(1).step_by(2));
+    emit("ovs_vhost_rx_runt_drops", rx.runts);
+    emit("ovs_vhost_rx_oversize_drops", rx.oversize);
+}
+
+fn of_queue(prefix: &str, stats: &QueueStats, emit: &mut dyn FnMut(&str, u64)) {
+    let mut one = |name: &str, value| emit(&format!("{prefix}_{name}"), value);
+    one("good_packets", stats.good_packets);
+    one("good_bytes", stats.good_bytes);
+    one("multicast_packets", stats.multicast_packets);
+    one("broadcast_packets", stats.broadcast_packets);
+    for (name, value) in SIZE_BIN_NAMES.iter().zip(stats.size_bins) {
+        one(name, value);
+    }
+    one("guest_notifications", stats.guest_notifications);
+    // No IOTLB and no in-flight region: tools walk the names, so they stay.
+    for name in [
+        "iotlb_hits",
+        "iotlb_misses",
+        "inflight_submitted",
+        "inflight_completed",
+    ] {
+        one(name, 0);
+    }
+}

@@ -1,0 +1,454 @@
+//! A whole port without Open vSwitch: its sockets, its control thread, its rings, driven by rust-vmm's
+//! `Frontend` and by front-ends that misbehave.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use ovs_vhost::port::{Environment, Host, Mode, Port};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+const RING_SIZE: u16 = 256;
+const MEMORY: usize = 2 << 20;
+/// Where the front-end pretends to have the guest's memory mapped.
+const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
+
+/// Waits for `claim`; says which one did not come true.
+fn eventually(what: &str, claim: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !claim() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A netdev that counts what it is told.
+#[derive(Clone, Default)]
+struct Netdev(Arc<Told>);
+
+#[derive(Default)]
+struct Told {
+    changed: AtomicUsize,
+    reconfigure: AtomicUsize,
+    dead: AtomicUsize,
+}
+
+impl Host for Netdev {
+    fn changed(&self) {
+        assert_eq!(self.0.dead.load(Ordering::SeqCst), 0, "called after close()");
+        self.0.changed.fetch_add(1, Ordering::SeqCst);
+    }
+    fn request_reconfigure(&self) {
+        assert_eq!(self.0.dead.load(Ordering::SeqCst), 0, "called after close()");
+        self.0.reconfigure.fetch_add(1, Ordering::SeqCst);
+    }
+    fn unlink_at_exit(&self, _: &Path) {}
+    fn keep_at_exit(&self, _: &Path) {}
+}
+
+/// A directory with ports in it. The control thread is one for all tests, as it is one for all ports.
+struct World {
+    directory: tempfile::TempDir,
+}
+
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT
+        .get_or_init(|| Environment::new(&std::env::temp_dir(), None, || ()).expect("a control thread"))
+}
+
+/// A port that is closed when the test is over, as a netdev would be.
+struct TestPort {
+    port: Arc<Port>,
+    netdev: Netdev,
+}
+
+impl TestPort {
+    fn new(name: &str, mode: Mode) -> TestPort {
+        let netdev = Netdev::default();
+        let port = Port::new(name, mode, environment(), Box::new(netdev.clone())).expect("a port");
+        TestPort { port, netdev }
+    }
+
+    fn status(&self, key: &str) -> Option<String> {
+        let mut found = None;
+        self.port.status(&mut |k, v| {
+            if k == key {
+                found = Some(v.to_owned());
+            }
+        });
+        found
+    }
+
+    fn connected(&self) -> bool {
+        self.status("status").as_deref() == Some("connected")
+    }
+
+    fn connect_to(&self, path: &Path) {
+        self.port
+            .set_config(&[("vhost-server-path", path.to_str().expect("a path in UTF-8"))]);
+    }
+}
+
+impl Drop for TestPort {
+    fn drop(&mut self) {
+        self.port.close();
+        self.netdev.0.dead.store(1, Ordering::SeqCst);
+    }
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            directory: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A client port on the socket `name`, which need not be there.
+    fn client(&self, name: &str) -> TestPort {
+        let port = TestPort::new(name, Mode::Client);
+        port.connect_to(&self.path(name));
+        port
+    }
+
+    /// A server port, and the path of its socket.
+    fn server(&self, name: &str) -> (TestPort, PathBuf) {
+        let name = format!("{name}-{}", std::process::id());
+        let port = TestPort::new(&name, Mode::Server);
+        (port, std::env::temp_dir().join(name))
+    }
+}
+
+/// A front-end that is rust-vmm's, with guest memory and eventfds.
+struct Guest {
+    frontend: Frontend,
+    memory: OwnedFd,
+    calls: Vec<EventFd>,
+}
+
+impl Guest {
+    /// A front-end on an established connection, before it has said anything.
+    fn on(stream: UnixStream) -> Guest {
+        let memory = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+        rustix::fs::ftruncate(&memory, MEMORY as u64).expect("memory");
+        Guest {
+            frontend: Frontend::from_stream(stream, 256),
+            memory,
+            calls: Vec::new(),
+        }
+    }
+
+    fn connect(path: &Path) -> Guest {
+        Guest::on(UnixStream::connect(path).expect("a port that listens"))
+    }
+
+    /// Says everything, in the order of rust-vmm's own users, up to `pairs` enabled queue pairs.
+    fn start(&mut self, pairs: usize) -> vhost::Result<()> {
+        self.negotiate()?;
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: FRONTEND_BASE,
+            mmap_offset: 0,
+            mmap_handle: self.memory.as_raw_fd(),
+        };
+        self.frontend.set_mem_table(&[region])?;
+        (0..2 * pairs).try_for_each(|index| self.start_ring(index))
+    }
+
+    fn negotiate(&mut self) -> vhost::Result<()> {
+        self.frontend.set_owner()?;
+        let features = self.frontend.get_features()?;
+        let wanted = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
+        assert_eq!(features & wanted, wanted, "offered: {features:#x}");
+        let protocol = self.frontend.get_protocol_features()?;
+        let wanted_protocol = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        self.frontend.set_protocol_features(protocol & wanted_protocol)?;
+        assert_eq!(self.frontend.get_queue_num()?, 128);
+        self.frontend.set_features(wanted)
+    }
+
+    fn start_ring(&mut self, index: usize) -> vhost::Result<()> {
+        let base = FRONTEND_BASE + index as u64 * 0x4000;
+        let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+        let kick = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+        self.frontend.set_vring_num(index, RING_SIZE)?;
+        self.frontend.set_vring_base(index, 0)?;
+        let config = VringConfigData {
+            queue_max_size: RING_SIZE,
+            queue_size: RING_SIZE,
+            flags: 0,
+            desc_table_addr: base,
+            avail_ring_addr: base + 0x1000,
+            used_ring_addr: base + 0x2000,
+            log_addr: None,
+        };
+        self.frontend.set_vring_addr(index, &config)?;
+        self.frontend.set_vring_call(index, &call)?;
+        self.frontend.set_vring_kick(index, &kick)?;
+        self.frontend.set_vring_enable(index, true)?;
+        self.calls.push(call);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_server_port_carries_a_front_end_through_its_whole_life() {
+    let (port, path) = World::new().server("life");
+    assert!(path.exists());
+    let mut guest = Guest::connect(&path);
+    guest.start(2).expect("negotiation");
+    eventually("connected", || port.connected());
+    assert_eq!(port.status("mode").as_deref(), Some("server"));
+    assert_eq!(port.status("num_of_vrings").as_deref(), Some("4"));
+    assert_eq!(port.status("vring_3_size").as_deref(), Some("256"));
+    assert_eq!(port.status("features").as_deref(), Some("0x0000000140008000"));
+    let topology = port.port.reconfigure();
+    assert_eq!((topology.n_rxq, topology.n_txq, topology.attached), (2, 2, true));
+    assert!(
+        guest.calls.iter().all(|call| call.read().is_ok()),
+        "each ring is called once when it starts"
+    );
+
+    // Stopping one ring of the first pair is a guest that goes down; its index is handed back.
+    assert_eq!(guest.frontend.get_vring_base(0).expect("an index"), 0);
+    eventually("disconnected", || !port.connected());
+    drop(guest);
+
+    let mut again = Guest::connect(&path);
+    again.start(1).expect("a second front-end, after the first");
+    eventually("connected again", || port.connected());
+    drop(port);
+    assert!(!path.exists(), "the socket goes with its port");
+}
+
+#[test]
+fn a_client_port_connects_when_its_socket_and_even_its_directory_appear() {
+    let world = World::new();
+    let path = world.path("later/s");
+    let port = TestPort::new("appears", Mode::Client);
+    port.connect_to(&path);
+    std::fs::create_dir(world.path("later")).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let (stream, _) = listener.accept().expect("the port connects by itself");
+    let mut guest = Guest::on(stream);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+
+    // The front-end goes, its file stays, another one comes.
+    drop(guest);
+    drop(listener);
+    eventually("disconnected", || !port.connected());
+    std::fs::remove_file(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let (stream, _) = listener.accept().expect("the port connects again");
+    let mut guest = Guest::on(stream);
+    guest.start(1).expect("negotiation");
+    eventually("connected again", || port.connected());
+}
+
+#[test]
+fn counters_and_queue_count_outlive_a_front_end() {
+    let (port, path) = World::new().server("outlive");
+    let mut guest = Guest::connect(&path);
+    guest.start(2).expect("negotiation");
+    eventually("connected", || port.connected());
+    drop(guest);
+    eventually("disconnected", || !port.connected());
+    let mut names = Vec::new();
+    port.port.custom_stats(&mut |name, _| names.push(name.to_owned()));
+    for name in [
+        "ovs_tx_retries",
+        "rx_q0_good_packets",
+        "rx_q1_guest_notifications",
+        "tx_q1_inflight_completed",
+    ] {
+        assert!(
+            names.iter().any(|n| n == name),
+            "{name} is missing from {names:?}"
+        );
+    }
+    assert_eq!(names.len(), 6 + 4 * 17 + 2);
+}
+
+#[test]
+fn a_second_front_end_is_refused_and_the_first_does_not_notice() {
+    let (port, path) = World::new().server("second");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    let mut second = UnixStream::connect(&path).unwrap();
+    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(second.read(&mut [0]).expect("end of stream"), 0, "hung up on");
+    assert!(guest.frontend.get_features().is_ok());
+    assert!(port.connected());
+}
+
+#[test]
+fn a_front_end_that_sends_half_a_header_delays_nobody() {
+    let world = World::new();
+    let (_slow, slow_path) = world.server("slow");
+    let (port, path) = world.server("quick");
+    let mut half = UnixStream::connect(&slow_path).unwrap();
+    half.write_all(&[1, 0, 0]).unwrap();
+    let started = Instant::now();
+    for _ in 0..20 {
+        let mut guest = Guest::connect(&path);
+        guest.start(1).expect("negotiation");
+        eventually("connected", || port.connected());
+        drop(guest);
+        eventually("disconnected", || !port.connected());
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "each was quick");
+    half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(
+        half.read(&mut [0]).expect("end of stream"),
+        0,
+        "the half message has a deadline"
+    );
+}
+
+#[test]
+fn a_message_of_an_unknown_kind_ends_the_connection_and_the_port_goes_on() {
+    let (port, path) = World::new().server("unknown");
+    let mut rude = UnixStream::connect(&path).unwrap();
+    rude.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    rude.write_all(&[200, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    assert_eq!(rude.read(&mut [0]).expect("end of stream"), 0);
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+}
+
+#[test]
+fn of_two_ports_with_one_path_the_second_waits_and_says_so() {
+    let world = World::new();
+    let listener = UnixListener::bind(world.path("one")).unwrap();
+    let first = world.client("one");
+    let (stream, _) = listener.accept().unwrap();
+    let mut guest = Guest::on(stream);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || first.connected());
+
+    let second = TestPort::new("two", Mode::Client);
+    second.connect_to(&world.path("one"));
+    eventually("the reason in status", || second.status("error").is_some());
+    assert!(second
+        .status("error")
+        .unwrap()
+        .contains("is in use by port 'one'"));
+    assert!(guest.frontend.get_features().is_ok());
+
+    drop(first);
+    let (stream, _) = listener.accept().expect("the second takes over");
+    let mut guest = Guest::on(stream);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || second.connected());
+    assert_eq!(second.status("error"), None);
+}
+
+#[test]
+fn a_changed_path_takes_effect_at_once() {
+    let world = World::new();
+    let (old, new) = (
+        UnixListener::bind(world.path("old")).unwrap(),
+        UnixListener::bind(world.path("new")).unwrap(),
+    );
+    let port = world.client("old");
+    let (mut stream, _) = old.accept().unwrap();
+    port.connect_to(&world.path("new"));
+    new.accept().expect("connected to the new path");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the old connection is closed");
+}
+
+#[test]
+fn a_deleted_port_can_be_added_again_at_once_under_the_same_name() {
+    let world = World::new();
+    for _ in 0..50 {
+        let (port, path) = world.server("again");
+        let mut guest = Guest::connect(&path);
+        guest.start(1).expect("negotiation");
+        eventually("connected", || port.connected());
+        // The guest is still attached.
+        drop(port);
+    }
+}
+
+#[test]
+fn a_bad_option_is_named_in_status_and_harms_nothing() {
+    let port = TestPort::new("bad", Mode::Client);
+    port.port.set_config(&[("tx-retries-max", "99")]);
+    let error = port.status("error").expect("two complaints");
+    assert!(
+        error.contains("options:tx-retries-max='99'") && error.contains("vhost-server-path is not set"),
+        "{error}"
+    );
+    assert_eq!(port.status("status").as_deref(), Some("disconnected"));
+}
+
+#[test]
+fn the_mtu_is_checked_and_applied_without_a_guest() {
+    let port = TestPort::new("mtu", Mode::Client);
+    for bad in [0, 67, 9703, 65536] {
+        assert_eq!(port.port.set_mtu(bad).unwrap_err().errno(), libc::EINVAL);
+    }
+    for good in [68, 9702] {
+        port.port.set_mtu(good).unwrap();
+        assert_eq!(port.port.reconfigure().mtu, good);
+    }
+    assert!(port.netdev.0.reconfigure.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn names_that_would_leave_the_directory_are_refused() {
+    for name in ["../up", "a/b", "back\\slash"] {
+        let error = Port::new(name, Mode::Server, environment(), Box::new(Netdev::default()))
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(error.errno(), libc::EINVAL);
+    }
+}
+
+#[test]
+fn hundreds_of_connections_leave_no_descriptor_behind() {
+    // Other tests of this process open descriptors too, so count those of this port's own sockets.
+    let (port, path) = World::new().server("leak");
+    let memfds = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter_map(|e| std::fs::read_link(e.path()).ok())
+            .filter(|l| l.to_string_lossy().contains("leakprobe"))
+            .count()
+    };
+    for round in 0..200 {
+        let mut guest = Guest::connect(&path);
+        guest.memory = rustix::fs::memfd_create("leakprobe", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&guest.memory, MEMORY as u64).unwrap();
+        if round % 2 == 0 {
+            guest.start(1).expect("negotiation");
+        } else {
+            guest.negotiate().expect("negotiation");
+        }
+        drop(guest);
+    }
+    eventually("disconnected", || !port.connected());
+    eventually("no descriptor of a guest's memory left", || memfds() == 0);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    eventually("no mapping of it either", || {
+        !maps.contains("leakprobe")
+            || !std::fs::read_to_string("/proc/self/maps")
+                .unwrap()
+                .contains("leakprobe")
+    });
+}
