@@ -1,0 +1,176 @@
+/* Open vSwitch's services for Rust, and the plugin's way into Open vSwitch:
+ * descriptor, initialisation, ovs-appctl commands. */
+
+#include <config.h>
+
+#include "shim.h"
+
+#include <errno.h>
+#include <limits.h>
+
+#include "coverage.h"
+#include "dirs.h"
+#include "fatal-signal.h"
+#include "netdev-plugin.h"
+#include "smap.h"
+#include "unixctl.h"
+#include "util.h"
+
+VLOG_DEFINE_THIS_MODULE(netdev_vhost);
+
+COVERAGE_DEFINE(vhost_tx_contention);
+
+struct ovsv_entries ovsv;
+
+/* Services. */
+
+static enum vlog_level
+vlog_level(enum ovsv_level level)
+{
+    switch (level) {
+    case OVSV_ERR: return VLL_ERR;
+    case OVSV_WARN: return VLL_WARN;
+    case OVSV_INFO: return VLL_INFO;
+    case OVSV_DBG: default: return VLL_DBG;
+    }
+}
+
+void
+ovsv_host_log(enum ovsv_level level, const char *line, size_t len)
+{
+    shim_log(vlog_level(level), "%.*s", (int) MIN(len, INT_MAX), line);
+}
+
+bool
+ovsv_host_log_enabled(enum ovsv_level level)
+{
+    return vlog_is_enabled(&this_module, vlog_level(level));
+}
+
+void
+shim_log(enum vlog_level level, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    if (vlog_is_enabled(&this_module, level)) {
+        vlog_valist(&this_module, level, format, args);
+    }
+    va_end(args);
+}
+
+void
+ovsv_host_thread_name(const char *name, size_t len)
+{
+    char *terminated = xmemdup0(name, len);
+
+    set_subprogram_name(terminated);
+    free(terminated);
+}
+
+void
+ovsv_host_changed(struct netdev *netdev)
+{
+    netdev_change_seq_changed(netdev);
+}
+
+void
+ovsv_host_request_reconfigure(struct netdev *netdev)
+{
+    netdev_request_reconfigure(netdev);
+}
+
+void
+ovsv_host_unlink_at_exit(const char *path)
+{
+    fatal_signal_add_file_to_unlink(path);
+}
+
+void
+ovsv_host_keep_at_exit(const char *path)
+{
+    fatal_signal_remove_file_to_unlink(path);
+}
+
+void
+ovsv_host_tx_contended(void)
+{
+    COVERAGE_INC(vhost_tx_contention);
+}
+
+/* ovs-appctl vhost-user/inject-panic, in builds that can. */
+
+static const struct {
+    const char *name;
+    enum ovsv_site site;
+} sites[] = {
+    { "dequeue", OVSV_DEQUEUE },
+    { "enqueue", OVSV_ENQUEUE },
+    { "control", OVSV_CONTROL },
+};
+
+static void
+inject_panic_cb(struct ovsv_port *port, void *site)
+{
+    ovsv.port_inject_panic(port, *(const enum ovsv_site *) site);
+}
+
+static void
+inject_panic(struct unixctl_conn *conn, int argc OVS_UNUSED,
+             const char *argv[], void *aux OVS_UNUSED)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(sites); i++) {
+        if (!strcmp(argv[2], sites[i].name)) {
+            enum ovsv_site site = sites[i].site;
+
+            if (netdev_vhost_with_port(argv[1], inject_panic_cb, &site)) {
+                unixctl_command_reply(conn, NULL);
+            } else {
+                unixctl_command_reply_error(conn, "no such vhost-user port");
+            }
+            return;
+        }
+    }
+    unixctl_command_reply_error(conn, "not one of dequeue, enqueue, control");
+}
+
+/* Registration. */
+
+/* Called by Open vSwitch once it has daemonized and read its configuration.
+ * Both types come from here, or neither. */
+static int
+plugin_init(const struct smap *other_config)
+{
+    const struct ovsv_config config = {
+        .rundir = ovs_rundir(),
+        .vhost_sock_dir = smap_get(other_config, "vhost-sock-dir"),
+        .iommu = smap_get_bool(other_config, "vhost-iommu-support", false),
+        .postcopy = smap_get_bool(other_config, "vhost-postcopy-support",
+                                  false),
+    };
+    int error = ovsv.init(&config);
+
+    if (error) {
+        return error;
+    }
+    if (ovsv.port_inject_panic) {
+        unixctl_command_register("vhost-user/inject-panic",
+                                 "port dequeue|enqueue|control", 2, 2,
+                                 inject_panic, NULL);
+    }
+    return netdev_vhost_register();
+}
+
+const void *
+ovsv_plugin(const struct ovsv_entries *entries)
+{
+    static const struct netdev_plugin plugin = {
+        .abi = NETDEV_PLUGIN_ABI_INITIALIZER,
+        .name = "ovs-vhost",
+        .version = OVS_VHOST_VERSION,
+        .init = plugin_init,
+    };
+
+    ovsv = *entries;
+    return &plugin;
+}

@@ -1,0 +1,250 @@
+/* The border between Open vSwitch (C) and the vhost-user ports (Rust).
+ *
+ * Everything that crosses is here, in plain C types: neither side sees a type
+ * of the other beyond an opaque pointer.  Two directions:
+ *
+ *   - "struct ovsv_entries": what Rust does for the shim.  One table of
+ *     functions, handed over once by ovsv_plugin().  It is a table because a
+ *     cdylib exports every symbol by which C could call Rust, and the plugin
+ *     must export one symbol only.
+ *
+ *   - ovsv_host_*(): what Open vSwitch does for Rust.  Ordinary functions of
+ *     the shim, hidden from the rest of the process.
+ *
+ * Each function says who calls it on which thread and whether it may block.
+ * "main" is Open vSwitch's main thread; "poll" is any thread that moves
+ * packets (PMD threads and, for sending, main and its helpers); "control" is
+ * the plugin's own thread; "any" is all of them.
+ *
+ * Ownership, once for all:
+ *
+ *   - A "struct ovsv_port" belongs to the netdev from port_create() until
+ *     port_destroy(), which ends the last use of it by C.
+ *   - A "struct ovsv_queue" belongs to its port and has the port's life.
+ *   - Strings and arrays belong to their caller and are valid for the length
+ *     of the call; who wants to keep one copies it.
+ *   - A "struct netdev" given to port_create() outlives the port.  Rust calls
+ *     no ovsv_host_*() function for it once port_destroy() has returned.
+ *
+ * No entry ever unwinds into C.  An entry in which Rust panics takes its port
+ * down, says so in the log, and answers as its comment says under "panic". */
+
+#ifndef OVS_VHOST_H
+#define OVS_VHOST_H 1
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct netdev;          /* Open vSwitch's: a port as its datapath knows it. */
+struct ovsv_port;       /* Rust's: a vhost-user port. */
+struct ovsv_queue;      /* Rust's: one receive queue of a port. */
+
+/* Which end of the socket Open vSwitch is. */
+enum ovsv_mode {
+    OVSV_SERVER,                /* "dpdkvhostuser": it creates the socket. */
+    OVSV_CLIENT,                /* "dpdkvhostuserclient": it connects. */
+};
+
+enum ovsv_level {
+    OVSV_ERR,
+    OVSV_WARN,
+    OVSV_INFO,
+    OVSV_DBG,
+};
+
+/* Where a panic can be injected. */
+enum ovsv_site {
+    OVSV_DEQUEUE,
+    OVSV_ENQUEUE,
+    OVSV_CONTROL,
+};
+
+/* What the plugin needs to know of Open vSwitch's configuration, read once. */
+struct ovsv_config {
+    const char *rundir;         /* Where sockets live. */
+    const char *vhost_sock_dir; /* other_config:vhost-sock-dir, or NULL. */
+    bool iommu;                 /* other_config:vhost-iommu-support. */
+    bool postcopy;              /* other_config:vhost-postcopy-support. */
+};
+
+/* One option of an interface. */
+struct ovsv_option {
+    const char *key;
+    const char *value;
+};
+
+/* What a port is like since its last port_reconfigure(). */
+struct ovsv_topology {
+    uint16_t n_rxq;             /* Receive queues, at least 1. */
+    uint16_t n_txq;             /* Transmit queues, at least 1. */
+    uint32_t mtu;               /* Bytes of Ethernet payload. */
+    int32_t numa;               /* Node of the guest's memory, -1: unknown. */
+    bool attached;              /* A guest is there. */
+};
+
+/* Room for one received packet. */
+struct ovsv_rx_slot {
+    uint8_t *data;              /* In: where its first byte goes. */
+    uint32_t room;              /* In: bytes that fit there. */
+    uint32_t len;               /* Out: bytes written. */
+};
+
+/* One packet to send. */
+struct ovsv_tx_slot {
+    const uint8_t *data;        /* In: its first byte. */
+    uint32_t len;               /* In: bytes, all contiguous. */
+};
+
+/* The members of "struct netdev_stats" that a vhost-user port knows, under
+ * their names there. */
+struct ovsv_stats {
+    uint64_t rx_packets, tx_packets;
+    uint64_t rx_bytes, tx_bytes;
+    uint64_t rx_dropped, tx_dropped;
+    uint64_t multicast, tx_multicast_packets;
+    uint64_t rx_broadcast_packets, tx_broadcast_packets;
+    uint64_t rx_1_to_64_packets, tx_1_to_64_packets;
+    uint64_t rx_65_to_127_packets, tx_65_to_127_packets;
+    uint64_t rx_128_to_255_packets, tx_128_to_255_packets;
+    uint64_t rx_256_to_511_packets, tx_256_to_511_packets;
+    uint64_t rx_512_to_1023_packets, tx_512_to_1023_packets;
+    uint64_t rx_1024_to_1522_packets, tx_1024_to_1522_packets;
+    uint64_t rx_1523_to_max_packets, tx_1523_to_max_packets;
+};
+
+/* Takes one string from Rust; not terminated, copied by whoever keeps it. */
+typedef void ovsv_text_cb(void *aux, const char *text, size_t len);
+
+/* Takes one key and its value; neither is terminated. */
+typedef void ovsv_pair_cb(void *aux, const char *key, size_t key_len,
+                          const char *value, size_t value_len);
+
+/* Takes one counter; 'name' is not terminated. */
+typedef void ovsv_counter_cb(void *aux, const char *name, size_t name_len,
+                             uint64_t value);
+
+/* What Rust does for the shim. */
+struct ovsv_entries {
+    /* Prepares the plugin: log, panic hook, environment of ports to come.
+     * Main, once, before any other entry, when the process has daemonized.
+     * Does not block.  Returns 0 or a positive errno; panic: EFAULT. */
+    int (*init)(const struct ovsv_config *);
+
+    /* Creates the port of 'netdev'; a server port listens from here on.
+     * Stores it in '*portp', owned by the caller.  Main, under Open vSwitch's
+     * netdev_mutex.  Makes system calls on the socket, waits for nobody.
+     * Returns 0 or a positive errno; panic: EFAULT. */
+    int (*port_create)(struct netdev *netdev, const char *name,
+                       enum ovsv_mode mode, struct ovsv_port **portp);
+
+    /* Ends the port: closes its sockets, removes its socket file, forgets
+     * 'netdev'.  'port' and its queues are gone for C.  No burst may be under
+     * way and none may follow.  Main or whichever thread drops the last
+     * reference to the netdev, under netdev_mutex; waits for no peer. */
+    void (*port_destroy)(struct ovsv_port *port);
+
+    /* Takes the interface's options.  Gives 'error' one text if they are
+     * refused.  Main; does not block.  Returns 0 or a positive errno; panic:
+     * EFAULT. */
+    int (*port_set_config)(struct ovsv_port *port,
+                           const struct ovsv_option *options, size_t n_options,
+                           ovsv_text_cb *error, void *aux);
+
+    /* Asks for an MTU, which the next port_reconfigure() puts in force.
+     * Main; does not block.  Returns 0 or a positive errno; panic: EFAULT. */
+    int (*port_set_mtu)(struct ovsv_port *port, int mtu);
+
+    /* Puts in force what was asked for and stores what now holds in
+     * '*topology'.  Main, with no burst under way on this port; does not
+     * block.  Panic: one queue each way, no guest. */
+    void (*port_reconfigure)(struct ovsv_port *port,
+                             struct ovsv_topology *topology);
+
+    /* Whether the port is administratively up.  Main; does not block. */
+    void (*port_set_up)(struct ovsv_port *port, bool up);
+
+    /* Whether a guest is there and packets flow.  Any thread; does not block.
+     * Panic: false. */
+    bool (*port_carrier)(const struct ovsv_port *port);
+
+    /* Gives 'emit' the keys of the Interface's status column.  Main; takes
+     * locks that are held briefly.  Panic: what came before it stands. */
+    void (*port_status)(const struct ovsv_port *port,
+                        ovsv_pair_cb *emit, void *aux);
+
+    /* Reads the standard counters.  Any thread; takes locks that are held
+     * briefly.  Panic: all zero. */
+    void (*port_stats)(const struct ovsv_port *port, struct ovsv_stats *);
+
+    /* Gives 'emit' the other counters.  Any thread; takes locks that are held
+     * briefly.  Panic: what came before it stands. */
+    void (*port_custom_stats)(const struct ovsv_port *port,
+                              ovsv_counter_cb *emit, void *aux);
+
+    /* Whether the guest uses receive queue 'queue_id'.  Poll and main; does
+     * not block.  Panic: false. */
+    bool (*port_rxq_enabled)(const struct ovsv_port *port, uint16_t queue_id);
+
+    /* Receive queue 'queue_id' of 'port', or NULL if it can have no such
+     * queue.  Owned by the port.  Main; does not block.  Panic: NULL. */
+    const struct ovsv_queue *(*port_rx_queue)(const struct ovsv_port *port,
+                                              uint16_t queue_id);
+
+    /* Receives up to 'n' packets of 'queue', a queue of 'port', into the
+     * first slots and returns how many.  One poll thread at a time per queue;
+     * never waits.  Panic: 0. */
+    size_t (*dequeue)(const struct ovsv_port *port,
+                      const struct ovsv_queue *queue,
+                      struct ovsv_rx_slot *slots, size_t n);
+
+    /* Sends 'n' packets on transmit queue 'qid'.  What the guest has no room
+     * for is dropped and counted; all memory stays the caller's.  Poll; waits
+     * at most for another burst on the same ring. */
+    void (*send)(const struct ovsv_port *port, uint16_t qid,
+                 const struct ovsv_tx_slot *slots, size_t n);
+
+    /* Packets waiting in 'queue', a queue of 'port'.  Poll; never waits.
+     * Panic: 0. */
+    uint32_t (*backlog)(const struct ovsv_port *port,
+                        const struct ovsv_queue *queue);
+
+    /* Makes the next entry of the given kind panic on this port.  Main; does
+     * not block.  NULL unless built with the feature fault-injection. */
+    void (*port_inject_panic)(struct ovsv_port *port, enum ovsv_site site);
+};
+
+/* The plugin's descriptor, ready to be returned from its one exported symbol
+ * to Open vSwitch's loader.  Keeps a copy of '*entries'.  Main, while the
+ * process is single-threaded; does not block. */
+const void *ovsv_plugin(const struct ovsv_entries *entries);
+
+/* Writes a line to Open vSwitch's log.  Any thread, poll only when a port goes
+ * down by a panic; may wait for the log file. */
+void ovsv_host_log(enum ovsv_level, const char *line, size_t len);
+
+/* Whether a line of this level would go anywhere.  Any; does not block. */
+bool ovsv_host_log_enabled(enum ovsv_level);
+
+/* Names the calling thread in Open vSwitch's log.  A thread of Rust's own;
+ * does not block. */
+void ovsv_host_thread_name(const char *name, size_t len);
+
+/* Says that carrier, status or enabled queues of 'netdev' changed.  Any; takes
+ * Open vSwitch's sequence lock, which is held briefly. */
+void ovsv_host_changed(struct netdev *netdev);
+
+/* Asks main to call port_reconfigure() with no burst under way.  Any; takes
+ * Open vSwitch's sequence lock, which is held briefly. */
+void ovsv_host_request_reconfigure(struct netdev *netdev);
+
+/* Has the file removed when the process ends without port_destroy(), and takes
+ * that back.  Any but poll; does not block. */
+void ovsv_host_unlink_at_exit(const char *path);
+void ovsv_host_keep_at_exit(const char *path);
+
+/* Counts in Open vSwitch's coverage that a send waited for another thread's.
+ * Poll; does not block. */
+void ovsv_host_tx_contended(void);
+
+#endif /* ovs_vhost.h */

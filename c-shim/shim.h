@@ -1,0 +1,78 @@
+/* What the files of the shim know of each other.
+ *
+ *   - host.c: Open vSwitch's services for Rust, and the plugin's registration.
+ *   - netdev_class.c: the two netdev classes over "struct ovsv_entries".
+ *   - packet.c: packets, mbufs and batches; nothing else looks inside one.
+ *
+ * Rust sees none of this; its border is ovs_vhost.h. */
+
+#ifndef OVS_VHOST_SHIM_H
+#define OVS_VHOST_SHIM_H 1
+
+#include "ovs_vhost.h"
+
+#include "dp-packet.h"
+#include "netdev-provider.h"
+#include "openvswitch/vlog.h"
+
+/* host.c */
+
+/* Rust, from ovsv_plugin() on. */
+extern struct ovsv_entries ovsv;
+
+void shim_log(enum vlog_level, const char *format, ...)
+    OVS_PRINTF_FORMAT(2, 3);
+
+/* netdev_class.c */
+
+int netdev_vhost_register(void);
+
+/* Calls 'cb' with the port of that name.  Returns false if there is none. */
+bool netdev_vhost_with_port(const char *name,
+                            void (*cb)(struct ovsv_port *, void *aux),
+                            void *aux);
+
+/* packet.c: where the packets that a port receives come from. */
+
+struct packet_pool;
+
+enum packet_source_kind {
+    SOURCE_HELD,                /* From nowhere: nothing is received. */
+    SOURCE_MALLOC,              /* The heap, in a process without EAL. */
+    SOURCE_POOL,                /* mbufs of 'pool'. */
+};
+
+struct packet_source {
+    enum packet_source_kind kind;
+    struct packet_pool *pool;   /* SOURCE_POOL only, with a share of it. */
+    unsigned int share;         /* mbufs of 'pool' that this port counts on. */
+    uint32_t room;              /* Bytes that fit in a packet. */
+    bool exhausted;             /* Held because there was no memory. */
+};
+
+void packet_source_configure(struct packet_source *, const char *port_name,
+                             const struct ovsv_topology *);
+void packet_source_release(struct packet_source *);
+bool packet_source_is_stale(const struct packet_source *, bool carrier);
+void packet_pools_sweep(void);
+
+/* packet.c: receiving.  A receive queue keeps a burst's worth of packets ready,
+ * so that an empty poll costs no allocation. */
+struct packet_stash {
+    struct packet_source source; /* The port's; holds no share itself. */
+    size_t first;               /* Ready are [first, NETDEV_MAX_BURST). */
+    struct ovsv_rx_slot slots[NETDEV_MAX_BURST];
+    struct dp_packet *packets[NETDEV_MAX_BURST];
+};
+
+void packet_stash_init(struct packet_stash *, const struct packet_source *);
+void packet_stash_uninit(struct packet_stash *);
+int packet_stash_receive(struct packet_stash *, const struct ovsv_port *,
+                         const struct ovsv_queue *, struct dp_packet_batch *,
+                         int *qfill);
+
+/* packet.c: sending.  Takes ownership of the packets. */
+void packet_batch_send(const struct ovsv_port *, uint16_t qid,
+                       struct dp_packet_batch *);
+
+#endif /* shim.h */
