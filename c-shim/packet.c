@@ -327,8 +327,10 @@ static inline void
 stash_put(struct packet_stash *stash, size_t index, struct dp_packet *packet)
 {
     stash->packets[index] = packet;
-    stash->slots[index].data = dp_packet_data(packet);
-    stash->slots[index].room = dp_packet_tailroom(packet);
+    stash->slots[index] = (struct ovsv_rx_slot) {
+        .data = dp_packet_data(packet),
+        .room = dp_packet_tailroom(packet),
+    };
 }
 
 #ifdef DPDK_NETDEV

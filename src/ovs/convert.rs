@@ -2,7 +2,6 @@
 //! refused by name.
 
 use std::ffi::{c_char, c_void, CStr, OsStr};
-use std::mem::{offset_of, size_of};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::slice;
@@ -15,31 +14,30 @@ use ovs_sys::{
 use crate::datapath::{RxSlot, TxSlot};
 use crate::port::{Mode, Stats, Topology};
 
-// Slots cross in bulk and in place: both sides must mean the same bytes.
+// Slots cross in bulk and in place: both sides must mean the same bytes. The members of ours, which are
+// private, are in the header's order.
 const _: () = {
-    assert!(size_of::<RxSlot>() == size_of::<ovsv_rx_slot>());
-    assert!(offset_of!(RxSlot, data) == offset_of!(ovsv_rx_slot, data));
-    assert!(offset_of!(RxSlot, room) == offset_of!(ovsv_rx_slot, room));
-    assert!(offset_of!(RxSlot, len) == offset_of!(ovsv_rx_slot, len));
-    assert!(size_of::<TxSlot>() == size_of::<ovsv_tx_slot>());
-    assert!(offset_of!(TxSlot, data) == offset_of!(ovsv_tx_slot, data));
-    assert!(offset_of!(TxSlot, len) == offset_of!(ovsv_tx_slot, len));
+    assert!(size_of::<RxSlot<'_>>() == size_of::<ovsv_rx_slot>());
+    assert!(align_of::<RxSlot<'_>>() == align_of::<ovsv_rx_slot>());
+    assert!(size_of::<TxSlot<'_>>() == size_of::<ovsv_tx_slot>());
+    assert!(align_of::<TxSlot<'_>>() == align_of::<ovsv_tx_slot>());
 };
 
 /// # Safety
 ///
-/// `slots` must be valid for `n` slots for as long as the result is used, and used by nobody else.
+/// `slots` must be valid for `n` slots for as long as the result is used, and used by nobody else; each
+/// has room for what it says, and its `len` is 0 or says how much of that is written.
 #[inline]
-pub(super) unsafe fn rx_slots<'a>(slots: *mut ovsv_rx_slot, n: usize) -> &'a mut [RxSlot] {
+pub(super) unsafe fn rx_slots<'a>(slots: *mut ovsv_rx_slot, n: usize) -> &'a mut [RxSlot<'a>] {
     // SAFETY: the caller's promise; the layouts are the same (above).
     unsafe { slice::from_raw_parts_mut(slots.cast(), n) }
 }
 
 /// # Safety
 ///
-/// `slots` must be valid for `n` slots for as long as the result is used.
+/// `slots` must be valid for `n` slots for as long as the result is used, and so must their data.
 #[inline]
-pub(super) unsafe fn tx_slots<'a>(slots: *const ovsv_tx_slot, n: usize) -> &'a [TxSlot] {
+pub(super) unsafe fn tx_slots<'a>(slots: *const ovsv_tx_slot, n: usize) -> &'a [TxSlot<'a>] {
     // SAFETY: the caller's promise; the layouts are the same (above).
     unsafe { slice::from_raw_parts(slots.cast(), n) }
 }
