@@ -98,8 +98,12 @@ netdev_vhost_construct(struct netdev *netdev)
     dev->flags = NETDEV_UP | NETDEV_PROMISC;
     ovs_mutex_unlock(&dev->mutex);
     atomic_init(&dev->admin_up, true);
-    dev->topology = (struct ovsv_topology) { .n_rxq = 1, .n_txq = 1,
-                                             .mtu = ETH_PAYLOAD_MAX, .numa = -1 };
+    dev->topology = (struct ovsv_topology) {
+        .n_rxq = 1,
+        .n_txq = 1,
+        .mtu = ETH_PAYLOAD_MAX,
+        .numa = -1,
+    };
 
     int error = ovsv.port_create(netdev, netdev->name, mode, &dev->port);
     if (error) {

@@ -13,6 +13,7 @@
 #include "shim.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 
 #include "dpdk.h"
@@ -69,7 +70,8 @@ struct packet_pool {
     struct ovs_list node;       /* In 'pools'. */
     struct rte_mempool *mp;
     unsigned int n_ports;       /* Ports that receive into it. */
-    unsigned int share;         /* mbufs not yet counted on by a port. */
+    int share;                  /* mbufs not yet counted on by a port; negative
+                                 * in a crowded pool. */
     uint32_t room;
     int numa;
 };
@@ -118,7 +120,7 @@ pool_create_mempool(const char *name, unsigned int n, uint32_t room, int numa)
  * a positive errno in '*error' and returns NULL if there is not even memory
  * for POOL_FLOOR. */
 static struct packet_pool *
-pool_create(const char *port_name, uint32_t room, int numa, unsigned int share,
+pool_create(const char *port_name, uint32_t room, int numa, int share,
             int *error)
 {
     static unsigned int serial;
@@ -147,7 +149,7 @@ pool_create(const char *port_name, uint32_t room, int numa, unsigned int share,
     struct packet_pool *pool = xmalloc(sizeof *pool);
     *pool = (struct packet_pool) {
         .mp = mp,
-        .share = n > overhead ? n - overhead : 0,
+        .share = (int) n - (int) overhead,
         .room = room,
         .numa = numa,
     };
@@ -174,7 +176,7 @@ pools_sweep(void)
 }
 
 static struct packet_pool *
-pool_find(uint32_t room, int numa, unsigned int share)
+pool_find(uint32_t room, int numa, int share)
     OVS_REQUIRES(pools_mutex)
 {
     struct packet_pool *pool;
@@ -191,8 +193,7 @@ pool_find(uint32_t room, int numa, unsigned int share)
 /* Takes 'share' mbufs of a pool for a port.  A crowded pool is better than
  * none. */
 static struct packet_pool *
-pool_get(const char *port_name, uint32_t room, int numa, unsigned int share,
-         int *error)
+pool_get(const char *port_name, uint32_t room, int numa, int share, int *error)
 {
     ovs_mutex_lock(&pools_mutex);
     struct packet_pool *pool = pool_find(room, numa, share);
@@ -203,19 +204,19 @@ pool_get(const char *port_name, uint32_t room, int numa, unsigned int share,
         if (pool) {
             ovs_list_push_back(&pools, &pool->node);
         } else {
-            pool = pool_find(room, numa, 0);
+            pool = pool_find(room, numa, INT_MIN);
         }
     }
     if (pool) {
         pool->n_ports++;
-        pool->share -= MIN(share, pool->share);
+        pool->share -= share;
     }
     ovs_mutex_unlock(&pools_mutex);
     return pool;
 }
 
 static void
-pool_put(struct packet_pool *pool, unsigned int share)
+pool_put(struct packet_pool *pool, int share)
 {
     ovs_mutex_lock(&pools_mutex);
     pool->n_ports--;
@@ -261,7 +262,7 @@ packet_source_use_pool(struct packet_source *source, const char *port_name,
                        const struct ovsv_topology *topology)
 {
     uint32_t room = packet_room(topology->mtu);
-    unsigned int share = topology->n_rxq * SHARE_PER_RXQ;
+    int share = topology->n_rxq * SHARE_PER_RXQ;
     bool pooled = source->kind == SOURCE_POOL && source->room == room;
     int error = 0;
 

@@ -45,7 +45,7 @@ enum packet_source_kind {
 struct packet_source {
     enum packet_source_kind kind;
     struct packet_pool *pool;   /* SOURCE_POOL only, with a share of it. */
-    unsigned int share;         /* mbufs of 'pool' that this port counts on. */
+    int share;                  /* mbufs of 'pool' that this port counts on. */
     uint32_t room;              /* Bytes that fit in a packet. */
     bool exhausted;             /* Held because there was no memory. */
 };
@@ -56,8 +56,8 @@ void packet_source_release(struct packet_source *);
 bool packet_source_is_stale(const struct packet_source *, bool carrier);
 void packet_pools_sweep(void);
 
-/* packet.c: receiving.  A receive queue keeps a burst's worth of packets ready,
- * so that an empty poll costs no allocation. */
+/* packet.c: receiving.  A receive queue keeps a burst's worth of packets
+ * ready, so that an empty poll costs no allocation. */
 struct packet_stash {
     struct packet_source source; /* The port's; holds no share itself. */
     size_t first;               /* Ready are [first, NETDEV_MAX_BURST). */
