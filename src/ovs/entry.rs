@@ -268,7 +268,9 @@ unsafe extern "C" fn send(port: *const ovsv_port, qid: u16, slots: *const ovsv_t
     unsafe {
         on_port(port, |port| {
             faults::trip(port, Burst::Enqueue);
-            port.send(qid, convert::tx_slots(slots, n));
+            if port.send(qid, convert::tx_slots(slots, n)) {
+                ovs_sys::ovsv_host_tx_contended();
+            }
         });
     }
 }

@@ -166,9 +166,16 @@ impl ControlThread {
             let _ = epoll::wait(&self.reactor.epoll, spare_capacity(&mut events), timeout.as_ref());
             let now = Instant::now();
             for event in events.drain(..) {
-                self.dispatch(Source::of(event.data.u64()), now);
+                self.survive(|thread| thread.dispatch(Source::of(event.data.u64()), now));
             }
-            self.tick(now);
+            self.survive(|thread| thread.tick(now));
+        }
+    }
+
+    /// Does one thing. A panic outside any port's own work must not end the thread that serves them all.
+    fn survive(&mut self, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            log::error!("internal error in the control thread: {}", panics::take());
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::datapath::{Direction, Queue, RingFault, TxSlot, Waker};
+use crate::datapath::{Direction, Queue, RingFault, Sent, TxSlot, Waker};
 use crate::virtio::features::Features;
 
 use super::control::{Command, Control};
@@ -403,32 +403,36 @@ impl Port {
     // ---- Poll threads --------------------------------------------------------------------------
 
     /// Sends packets to the guest by one of the queues Open vSwitch knows. What cannot be sent is
-    /// counted; the caller frees all.
+    /// counted; the caller frees all. Says whether it had to wait for another thread's burst.
     #[inline]
-    pub fn send(&self, name: u16, slots: &[TxSlot<'_>]) {
-        let sent = self.deliver(name, slots);
-        if sent < slots.len() {
-            self.drops.unsent(slots.len() - sent);
+    pub fn send(&self, name: u16, slots: &[TxSlot<'_>]) -> bool {
+        let Sent {
+            packets, contended, ..
+        } = self.deliver(name, slots);
+        if packets < slots.len() {
+            self.drops.unsent(slots.len() - packets);
         }
+        contended
     }
 
-    /// Packets that reached the guest.
-    fn deliver(&self, name: u16, slots: &[TxSlot<'_>]) -> usize {
+    /// What reached the guest.
+    fn deliver(&self, name: u16, slots: &[TxSlot<'_>]) -> Sent {
+        let mut all = Sent::default();
         if !self.open.load(Ordering::Relaxed) {
-            return 0;
+            return all;
         }
         let Some(queue) = self
             .tx_map
             .queue(name)
             .and_then(|q| self.queues.get(2 * usize::from(q)))
         else {
-            return 0;
+            return all;
         };
         let (max_frame, retries) = (
             self.max_frame.load(Ordering::Relaxed),
             self.tx_retries.load(Ordering::Relaxed),
         );
-        let (mut tried, mut delivered) = (0, 0);
+        let mut tried = 0;
         // One run, unless a frame is too long for the MTU: then what lies between such frames.
         for run in slots
             .split(|slot| slot.len() > max_frame)
@@ -436,11 +440,13 @@ impl Port {
         {
             let sent = queue.enqueue(run, retries);
             tried += run.len();
-            delivered += sent.packets;
-            self.drops.retries(sent.retries);
+            all.packets += sent.packets;
+            all.retries += sent.retries;
+            all.contended |= sent.contended;
         }
-        self.drops.reasons(slots.len() - tried, tried - delivered);
-        delivered
+        self.drops.retries(all.retries);
+        self.drops.reasons(slots.len() - tried, tried - all.packets);
+        all
     }
 
     // ---- The control thread --------------------------------------------------------------------

@@ -118,7 +118,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
 fn resume(mem: &SplitMem, index: u16, base: u16) -> Result<u16, RingError> {
     let next = mem.used_idx();
     if next != base {
-        log::warn!("vring {index}: base {base} is not the used index {next}: going on from the latter");
+        log::info!("vring {index}: base {base} is not the used index {next}: going on from the latter");
     }
     let (avail, size) = (mem.avail_idx(), mem.size());
     if avail.wrapping_sub(next) > size {
