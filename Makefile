@@ -1,0 +1,83 @@
+# The front door. `make help` lists what it does; README.md says what for.
+#
+#   OVS_SRC=/path   build against this Open vSwitch source tree instead of the packaged one
+#   KEEP=1          `make demo` leaves everything running and says how to look around
+#   CASES="a b"     `make check-vm` runs only the cases whose names contain a or b
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+
+OVS_TREE := $(CURDIR)/target/ovs
+OVS_TREE_NODPDK := $(CURDIR)/target/ovs-nodpdk
+PLUGIN := $(CURDIR)/target/release/libovs_vhost.so
+# The same plugin for an Open vSwitch without DPDK, and one whose ports can be made to panic.
+PLUGIN_NODPDK := $(CURDIR)/target/nodpdk/release/libovs_vhost.so
+PLUGIN_FAULT := $(CURDIR)/target/fault/release/libovs_vhost.so
+
+E2E = $(CARGO) test -q --release --no-default-features --test e2e --
+E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
+	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
+
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-vm bench fmt lint clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@sed -n '3,5s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+
+cargo:
+	@command -v $(CARGO) >/dev/null || { echo "No cargo: install a Rust toolchain (1.85 or newer), see https://rustup.rs" >&2; exit 1; }
+
+build: cargo ## Build the patched Open vSwitch and the plugin; ends with their paths
+	@.ci/deps.sh build
+	@ovs-patches/build.sh $(OVS_TREE)
+	OVS_TREE=$(OVS_TREE) $(CARGO) build --release
+	@echo "Open vSwitch: $(OVS_TREE)"
+	@echo "plugin:       $(PLUGIN)"
+
+# What only the tests need beside that.
+build-all: build
+	@ovs-patches/build.sh --without-dpdk $(OVS_TREE_NODPDK)
+	OVS_TREE=$(OVS_TREE_NODPDK) $(CARGO) build --release --target-dir target/nodpdk
+	OVS_TREE=$(OVS_TREE) $(CARGO) build --release --target-dir target/fault --features fault-injection
+
+demo: build ## Two VMs talk through both port types while vswitchd is killed under them
+	@.ci/deps.sh test
+	@$(E2E_ENV) $(E2E) demo
+
+check: check-core check-plugin check-ovs check-vm ## All tests
+
+check-core: cargo ## Tests that need no Open vSwitch, DPDK or clang
+	$(CARGO) test --no-default-features --lib --tests -- --skip e2e
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --no-default-features --target-dir target/loom --lib loom
+
+check-plugin: build-all ## Tests of the plugin file and of the C bindings
+	OVS_VHOST_PLUGIN=$(PLUGIN) $(CARGO) test --no-default-features --test plugin_abi
+	$(CARGO) test -p dpdk-sys
+
+check-ovs: build-all ## Open vSwitch's own tests: its loader's, and its vhost-user ports' with and without the plugin
+	@.ci/deps.sh test
+	$(MAKE) -C $(OVS_TREE) check TESTSUITEFLAGS='-k netdev-plugin'
+	tests/ovs-suite.sh plugin
+	tests/ovs-suite.sh stock
+
+check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
+	@.ci/deps.sh test
+	$(E2E_ENV) $(E2E) $(CASES)
+
+bench: cargo ## Our bursts over model memory, in nanoseconds per packet
+	$(CARGO) bench --no-default-features
+
+fmt: cargo ## Format the sources
+	$(CARGO) fmt --all
+
+lint: build ## Every linter, warnings as errors
+	@.ci/deps.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection -- -D warnings
+	shellcheck .ci/run .ci/deps.sh ovs-patches/build.sh tests/*.sh
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-default-features --no-deps --document-private-items
+
+clean: ## Remove everything that was built
+	rm -rf target

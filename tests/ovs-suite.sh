@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Open vSwitch's own tests of its vhost-user ports, unmodified, against the plugin and against the stock
+# ports. Usage: tests/ovs-suite.sh plugin|stock [TEST-NUMBER...]
+#
+# What is adjusted is the machine, never a test:
+#   * hugepages and hugetlbfs are there, and afterwards as they were found;
+#   * EAL gets --no-pci (this machine's own NICs are none of the suite's business), testpmd a map of its
+#     three lcores onto the cores there are;
+#   * the missing kernel datapath ("failed to enumerate system datapaths") is allowed in the log;
+#   * all of it runs in process, mount and network namespaces of its own: the suite kills helpers by
+#     name and makes interfaces, and neither may reach the rest of the machine.
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+tree=${OVS_TREE:-$top/target/ovs}
+plugin=${OVS_VHOST_PLUGIN:-$top/target/release/libovs_vhost.so}
+mode=${1:?usage: tests/ovs-suite.sh plugin|stock [TEST-NUMBER...]}
+shift
+# The tests of EAL, of vhost-user ports of both types, of their MTU, and of dpdk-init turned on late.
+tests=("${@:-1 3 4 5 16 17 20 21 25}")
+read -ra tests <<<"${tests[*]}"
+# 20 greps the log for a line that vswitchd's asynchronous log writer may not have written yet; it does
+# so with stock ports too. It may try again, visibly.
+racy=20
+
+say() { printf '[ovs-suite] %s\n' "$*"; }
+
+if [ -z "${OVS_SUITE_INSIDE-}" ]; then
+    [ "$(id -u)" = 0 ] || { echo "SKIP: OVS's suite needs root"; exit 77; }
+    export OVS_SUITE_INSIDE=1
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" "$mode" "${tests[@]}"
+fi
+
+pages=/proc/sys/vm/nr_hugepages
+found=$(cat $pages)
+restore() { echo "$found" >$pages; }
+trap restore EXIT
+if [ "$found" -lt 1024 ]; then
+    echo 1024 >$pages
+fi
+mountpoint -q /dev/hugepages || { mkdir -p /dev/hugepages && mount -t hugetlbfs nodev /dev/hugepages; }
+mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns
+ip link set lo up
+
+# The suite's script, made by the tree from its own sources; the two adjustments go into a copy.
+work=$tree/tests/plugin-suite
+mkdir -p "$work/bin"
+make -s -C "$tree" tests/system-dpdk-testsuite >"$work/make.log" 2>&1 || { cat "$work/make.log"; exit 1; }
+suite=$tree/tests/system-dpdk-testsuite-here
+sed -e 's/--log-level=pmd\.\*:error/"--no-pci &"/' \
+    -e 's/^\\@does not support MTU configuration,@d$/&\n\\@failed to enumerate system datapaths@d/' \
+    "$tree/tests/system-dpdk-testsuite" >"$suite"
+chmod +x "$suite"
+
+testpmd=$(command -v dpdk-testpmd)
+cat >"$work/bin/dpdk-testpmd" <<EOF
+#!/bin/sh
+exec $testpmd --lcores '0@0,1@1,2@1' "\$@"
+EOF
+chmod +x "$work/bin/dpdk-testpmd"
+
+unset OVS_NETDEV_PLUGINS
+[ "$mode" = stock ] || export OVS_NETDEV_PLUGINS=$plugin
+export PATH=$work/bin:$PATH
+
+run() { # run NUMBER...: keeps each test's directory, so that its log can be read
+    ("$suite" -C "$tree/tests" -d AUTOTEST_PATH="utilities:vswitchd:ovsdb:vtep:tests:" "$@" </dev/null)
+}
+
+served() { # served NUMBER: by whom the ports of a test were provided, as its vswitchd's log says
+    local log
+    log=$suite.dir/$(printf %02d "$1")/ovs-vswitchd.log
+    if grep -q 'ports are provided by a plugin' "$log"; then echo plugin; else echo stock; fi
+}
+
+good=0 bad=0
+for t in "${tests[@]}"; do
+    tries=1
+    [ "$t" != $racy ] || tries=3
+    for try in $(seq $tries); do
+        if run "$t" >"$work/out" 2>&1 && grep -qE '^[0-9]+ test.* successful' "$work/out" &&
+            ! grep -q skipped "$work/out"; then
+            by=$(served "$t")
+            if [ "$by" = "$mode" ]; then
+                say "ok   $(grep -E "^ *$t: " "$work/out" | sed 's/ *ok.*//') (ports: $by)"
+                good=$((good + 1))
+            else
+                say "FAIL $t: the ports were $by's, not $mode's"
+                bad=$((bad + 1))
+            fi
+            break
+        elif [ "$try" = "$tries" ]; then
+            say "FAIL $t"
+            cat "$work/out"
+            find "$suite.dir/$(printf %02d "$t")" -name '*.log' -exec tail -n 60 {} +
+            bad=$((bad + 1))
+        else
+            say "again: $t lost its race with the log writer (attempt $try of $tries)"
+        fi
+    done
+done
+echo "$good passed, $bad failed"
+[ $bad = 0 ]
