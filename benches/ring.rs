@@ -6,6 +6,8 @@
 //!
 //! `cargo bench --no-default-features --bench ring`
 
+#![expect(missing_docs, reason = "criterion's macros make public functions")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -252,3 +252,25 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
             .write(from.add(last).cast::<Block>().read())
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_every_length_are_exact_and_touch_nothing_else() {
+        let from: Vec<u8> = (0..=255).cycle().take(1024).collect();
+        for len in 0..600 {
+            for shift in [0, 1, 15] {
+                let mut to = vec![0xee; 700];
+                // SAFETY: 1024 - shift bytes are readable, 700 - 50 writable, and they are two allocations.
+                unsafe { copy(from.as_ptr().add(shift), to.as_mut_ptr().add(50), len) };
+                assert_eq!(to[50..50 + len], from[shift..shift + len]);
+                assert!(
+                    to[..50].iter().chain(&to[50 + len..]).all(|byte| *byte == 0xee),
+                    "{len}"
+                );
+            }
+        }
+    }
+}
