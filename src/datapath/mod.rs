@@ -1,7 +1,7 @@
 //! A queue that poll threads burst through while the control thread swaps rings under it.
 //!
-//! [`Queue`] is what a port keeps per vring; it guards a ring with a [`gate`]. A ring is one implementor of
-//! `ring::Ring`, compiled once per feature set: [`split`] here, and other layouts beside it.
+//! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
+//! `ring::Ring`, compiled once per feature set: `split` here, and other layouts beside it.
 
 #![deny(
     clippy::unwrap_used,

@@ -28,6 +28,8 @@ pub struct Sent {
 }
 
 /// A vring of a port, whether a ring runs on it or not.
+///
+/// What an empty poll looks at comes first and on one cache line; the ring itself is on another.
 #[repr(C, align(64))]
 pub struct Queue {
     direction: Direction,
@@ -37,6 +39,9 @@ pub struct Queue {
     counters: Counters,
     waker: Waker,
 }
+
+// A port has 256 of them.
+const _: () = assert!(size_of::<Queue>() <= 384);
 
 /// What the gate guards.
 #[repr(C)]

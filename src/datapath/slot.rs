@@ -10,7 +10,7 @@ use crate::memory::GuestSlice;
 ///
 /// # Invariants
 ///
-/// `data` is writable for `room` bytes, for nobody else, during `'a`; the first `len` of them, if any, are written.
+/// `data`, not null, is writable for `room` bytes, for nobody else, during `'a`; the first `len` of them are written.
 #[repr(C)]
 #[derive(Debug)]
 pub struct RxSlot<'a> {
@@ -24,7 +24,7 @@ pub struct RxSlot<'a> {
 ///
 /// # Invariants
 ///
-/// `data` is readable for `len` bytes, and nobody writes them, during `'a`.
+/// `data`, not null, is readable for `len` bytes, which nobody writes, during `'a`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TxSlot<'a> {

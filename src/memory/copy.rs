@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -202,18 +203,20 @@ impl<'m> GuestSlice<'m> {
         Some(unsafe { AtomicU16::from_ptr(self.ptr.cast()) })
     }
 
-    /// Asks for the lines a small frame with its header takes, to read them soon.
+    /// Asks for the lines of the bytes `range`, to read them soon. Those beyond the end do no harm.
     #[inline(always)]
-    pub fn prefetch_read(&self) {
-        cpu::prefetch_read(self.ptr);
-        cpu::prefetch_read(self.ptr.wrapping_add(cpu::LINE));
+    pub fn prefetch_read(&self, range: Range<u32>) {
+        for at in range.step_by(cpu::LINE) {
+            cpu::prefetch_read(self.ptr.wrapping_add(at as usize));
+        }
     }
 
-    /// Asks to own the lines a small frame with its header takes, to write them soon.
+    /// Asks to own the lines of the bytes `range`, to write them soon. Those beyond the end do no harm.
     #[inline(always)]
-    pub fn prefetch_write(&self) {
-        cpu::prefetch_write(self.ptr);
-        cpu::prefetch_write(self.ptr.wrapping_add(cpu::LINE));
+    pub fn prefetch_write(&self, range: Range<u32>) {
+        for at in range.step_by(cpu::LINE) {
+            cpu::prefetch_write(self.ptr.wrapping_add(at as usize));
+        }
     }
 }
 

@@ -93,7 +93,7 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
 pub fn prefetch_second(ring: &SplitMem, desc: &Desc, cursor: &mut Cursor<'_>) {
     if desc.has(VIRTQ_DESC_F_INDIRECT) {
         if let Some(table) = cursor.prefix(desc.addr(), DESC_SIZE) {
-            table.prefetch_read();
+            table.prefetch_read(0..DESC_SIZE);
         }
     } else if desc.has(VIRTQ_DESC_F_NEXT) {
         ring.prefetch_desc(desc.next);

@@ -27,6 +27,9 @@ use crate::virtio::ring::{SplitAddrs, SplitMem};
 /// chains that a driver made long for no good reason. Ordinary chains of 20 fragments still fill a burst.
 const WORK: u32 = 1024;
 
+/// Bytes at the front of each buffer whose lines are asked for while a burst is looked up: a small frame with its header.
+const NEAR: u32 = 128;
+
 /// The features that burst code depends on, as constants.
 trait Set {
     const LONG: bool;
@@ -347,9 +350,9 @@ impl<'m> Plan<'m> {
         match chain::direct::<D>(&first, cursor) {
             Some(buffer) => {
                 if D::WRITE == 0 {
-                    buffer.prefetch_read();
+                    buffer.prefetch_read(0..NEAR);
                 } else {
-                    buffer.prefetch_write();
+                    buffer.prefetch_write(0..NEAR);
                 }
                 Self::Direct(buffer)
             }
