@@ -5,8 +5,6 @@
 
 mod dequeue;
 mod enqueue;
-#[cfg(all(test, not(loom)))]
-mod tests;
 
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
@@ -378,3 +376,6 @@ fn beyond(mem: &SplitMem, head: u16) -> ChainError {
 fn burst(count: usize) -> u16 {
     u16::try_from(count.min(BURST)).unwrap_or(0)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
