@@ -2,7 +2,7 @@
 //! `Frontend` and by front-ends that misbehave.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -164,7 +164,9 @@ impl Guest {
             mmap_handle: self.memory.as_raw_fd(),
         };
         self.frontend.set_mem_table(&[region])?;
-        (0..2 * pairs).try_for_each(|index| self.start_ring(index))
+        (0..2 * pairs).try_for_each(|index| self.start_ring(index))?;
+        // An answer says that all before it was carried out.
+        self.frontend.get_features().map(drop)
     }
 
     fn negotiate(&mut self) -> vhost::Result<()> {
@@ -329,6 +331,23 @@ fn a_message_of_an_unknown_kind_ends_the_connection_and_the_port_goes_on() {
     let mut guest = Guest::connect(&path);
     guest.start(1).expect("negotiation");
     eventually("connected", || port.connected());
+}
+
+#[test]
+fn a_call_descriptor_that_could_block_a_poll_thread_is_refused() {
+    let (port, path) = World::new().server("pipe");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    let (_reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: the descriptor is this value's own from here on.
+    let not_an_eventfd = unsafe { EventFd::from_raw_fd(writer.into_raw_fd()) };
+    let told = guest
+        .frontend
+        .set_vring_call(0, &not_an_eventfd)
+        .and_then(|()| guest.frontend.get_features());
+    assert!(told.is_err(), "the connection ends");
+    eventually("disconnected", || !port.connected());
 }
 
 #[test]

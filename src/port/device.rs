@@ -4,8 +4,10 @@
 //! needs is there, from settings validated as a whole, and nothing of a running ring is ever changed in
 //! place: it is stopped, and started again from what is staged then.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
 use crate::memory::{MemError, MemTable, Region, RegionDesc};
@@ -303,9 +305,12 @@ impl Device for PortDevice {
             Request::SetVringBase { index, base } => self.set_base(index, base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
             Request::SetVringKick { index, .. } => self.change(index, |v| v.kicked = true),
-            Request::SetVringCall { index, fd } => self.change(index, |v| v.call = fd.map(Arc::new)),
+            Request::SetVringCall { index, fd } => {
+                let call = fd.map(eventfd).transpose()?.map(Arc::new);
+                self.change(index, |vring| vring.call = call)
+            }
             Request::SetVringErr { index, fd } => {
-                self.vring(index).err = fd;
+                self.vring(index).err = fd.map(eventfd).transpose()?;
                 Ok(Response::Done)
             }
             Request::SetVringEnable { index, enable } => self.set_enable(index, enable),
@@ -330,6 +335,21 @@ impl Drop for PortDevice {
             self.stop(index);
         }
     }
+}
+
+/// Proves that writing to a descriptor cannot make a poll thread wait: it is an eventfd, and non-blocking.
+///
+/// Anything else that a front-end may hand over (a pipe that is full, a terminal, a file on a dead server) could.
+fn eventfd(fd: OwnedFd) -> Result<OwnedFd, Refusal> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    if !link.is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]") {
+        return Err(Refusal::new("the descriptor is no eventfd"));
+    }
+    let flags = rustix::fs::fcntl_getfl(&fd);
+    flags
+        .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
+        .map_err(|error| Refusal::new(format!("the eventfd cannot be made non-blocking: {error}")))?;
+    Ok(fd)
 }
 
 fn map_region((desc, fd): (RegionDesc, OwnedFd)) -> Result<Arc<Region>, MemError> {
