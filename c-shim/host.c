@@ -8,10 +8,12 @@
 #include <errno.h>
 #include <limits.h>
 
+#include "connectivity.h"
 #include "coverage.h"
 #include "dirs.h"
 #include "fatal-signal.h"
 #include "netdev-plugin.h"
+#include "seq.h"
 #include "smap.h"
 #include "unixctl.h"
 #include "util.h"
@@ -71,7 +73,11 @@ ovsv_host_thread_name(const char *name, size_t len)
 void
 ovsv_host_changed(struct netdev *netdev)
 {
+    /* This wakes main first and counts the change of 'netdev' second.  Main on
+     * another core, or on this one, may look in between, find no change, and
+     * sleep over it: wake it once more. */
     netdev_change_seq_changed(netdev);
+    seq_change(connectivity_seq_get());
 }
 
 void

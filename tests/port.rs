@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ovs_vhost::port::{Environment, Host, Mode, Port};
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -153,17 +153,21 @@ impl Guest {
         Guest::on(UnixStream::connect(path).expect("a port that listens"))
     }
 
-    /// Says everything, in the order of rust-vmm's own users, up to `pairs` enabled queue pairs.
-    fn start(&mut self, pairs: usize) -> vhost::Result<()> {
-        self.negotiate()?;
-        let region = VhostUserMemoryRegionInfo {
+    /// All of the guest's memory.
+    fn region(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
             memory_size: MEMORY as u64,
             userspace_addr: FRONTEND_BASE,
             mmap_offset: 0,
             mmap_handle: self.memory.as_raw_fd(),
-        };
-        self.frontend.set_mem_table(&[region])?;
+        }
+    }
+
+    /// Says everything, in the order of rust-vmm's own users, up to `pairs` enabled queue pairs.
+    fn start(&mut self, pairs: usize) -> vhost::Result<()> {
+        self.negotiate()?;
+        self.frontend.set_mem_table(&[self.region()])?;
         (0..2 * pairs).try_for_each(|index| self.start_ring(index))?;
         // An answer says that all before it was carried out.
         self.frontend.get_features().map(drop)
@@ -175,7 +179,9 @@ impl Guest {
         let wanted = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
         assert_eq!(features & wanted, wanted, "offered: {features:#x}");
         let protocol = self.frontend.get_protocol_features()?;
-        let wanted_protocol = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        let wanted_protocol = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         self.frontend.set_protocol_features(protocol & wanted_protocol)?;
         assert_eq!(self.frontend.get_queue_num()?, 128);
         self.frontend.set_features(wanted)
@@ -331,6 +337,41 @@ fn a_message_of_an_unknown_kind_ends_the_connection_and_the_port_goes_on() {
     let mut guest = Guest::connect(&path);
     guest.start(1).expect("negotiation");
     eventually("connected", || port.connected());
+}
+
+#[test]
+fn a_region_is_there_until_it_was_removed_as_often_as_added() {
+    let (port, path) = World::new().server("slots");
+    let mut guest = Guest::connect(&path);
+    guest.negotiate().expect("negotiation");
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    // QEMU adds its memory once per queue pair.
+    for _ in 0..2 {
+        guest.frontend.add_mem_region(&guest.region()).expect("added");
+    }
+    (0..2)
+        .try_for_each(|index| guest.start_ring(index))
+        .expect("rings");
+    eventually("connected", || port.connected());
+    guest
+        .frontend
+        .remove_mem_region(&guest.region())
+        .expect("removed once");
+    assert!(port.connected(), "it was added twice");
+    guest
+        .frontend
+        .remove_mem_region(&guest.region())
+        .expect("removed twice");
+    eventually("disconnected: the rings' memory is gone", || !port.connected());
+    assert!(
+        guest.frontend.remove_mem_region(&guest.region()).is_err(),
+        "it is not there"
+    );
+    guest
+        .frontend
+        .add_mem_region(&guest.region())
+        .expect("added again");
+    eventually("connected again", || port.connected());
 }
 
 #[test]

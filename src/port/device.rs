@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
-use crate::memory::{MemError, MemTable, Region, RegionDesc};
+use crate::memory::{MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
 use crate::vhost_user::{Device, Refusal, Request, Response, VringAddr};
 use crate::virtio::features::{self, Features};
 
@@ -55,6 +55,9 @@ pub(super) struct PortDevice {
     /// The device status, once the front-end uses it: then rings wait for `DRIVER_OK`.
     status: Option<u8>,
     memory: Arc<MemTable>,
+    /// Regions that were added once more while they were there: QEMU adds each, and removes each, once per
+    /// queue pair.
+    added_again: Vec<RegionDesc>,
     vrings: Vec<Vring>,
     mtu: Option<u16>,
     /// Vrings enabled (true) or disabled since this was last asked for.
@@ -68,6 +71,7 @@ impl PortDevice {
             features: None,
             status: None,
             memory: Arc::new(MemTable::default()),
+            added_again: Vec::new(),
             vrings: Vec::new(),
             mtu: None,
             toggled: Vec::new(),
@@ -224,6 +228,37 @@ impl PortDevice {
         Ok(Response::Done)
     }
 
+    fn add_memory(&mut self, desc: RegionDesc, fd: OwnedFd) -> Result<Response, Refusal> {
+        if self
+            .memory
+            .regions()
+            .iter()
+            .any(|region| region.desc().is_same_memory(&desc))
+        {
+            if self.added_again.len() >= MAX_REGIONS * usize::from(MAX_QUEUE_PAIRS) {
+                return Err(Refusal::new(
+                    "memory region refused: added more often than there are queue pairs",
+                ));
+            }
+            self.added_again.push(desc);
+            return Ok(Response::Done);
+        }
+        let region = map_region((desc, fd)).map_err(refuse_memory)?;
+        self.set_memory(self.memory.with_region(region).map_err(refuse_memory)?)
+    }
+
+    fn remove_memory(&mut self, desc: &RegionDesc) -> Result<Response, Refusal> {
+        if let Some(again) = self
+            .added_again
+            .iter()
+            .position(|other| other.is_same_memory(desc))
+        {
+            self.added_again.swap_remove(again);
+            return Ok(Response::Done);
+        }
+        self.set_memory(self.memory.without_region(desc).map_err(refuse_memory)?)
+    }
+
     fn set_features(&mut self, features: Features) -> Result<Response, Refusal> {
         if self.features == Some(features) {
             // QEMU says it once per queue pair, the later ones while the first may run.
@@ -291,15 +326,12 @@ impl Device for PortDevice {
             Request::SetFeatures(bits) => self.set_features(Features(bits)),
             Request::SetMemTable(regions) => {
                 let regions = regions.into_iter().map(map_region).collect::<Result<_, _>>();
-                self.set_memory(regions.and_then(MemTable::new).map_err(refuse_memory)?)
+                let table = regions.and_then(MemTable::new).map_err(refuse_memory)?;
+                self.added_again.clear();
+                self.set_memory(table)
             }
-            Request::AddMemReg(desc, fd) => {
-                let region = map_region((desc, fd)).map_err(refuse_memory)?;
-                self.set_memory(self.memory.with_region(region).map_err(refuse_memory)?)
-            }
-            Request::RemMemReg(desc) => {
-                self.set_memory(self.memory.without_region(&desc).map_err(refuse_memory)?)
-            }
+            Request::AddMemReg(desc, fd) => self.add_memory(desc, fd),
+            Request::RemMemReg(desc) => self.remove_memory(&desc),
             Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
             Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
             Request::SetVringBase { index, base } => self.set_base(index, base),
