@@ -15,7 +15,7 @@ PLUGIN := $(CURDIR)/target/release/libovs_vhost.so
 PLUGIN_NODPDK := $(CURDIR)/target/nodpdk/release/libovs_vhost.so
 PLUGIN_FAULT := $(CURDIR)/target/fault/release/libovs_vhost.so
 
-E2E = $(CARGO) test -q --release --no-default-features --test e2e --
+E2E = $(CARGO) test -q --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
@@ -49,7 +49,7 @@ check: check-core check-plugin check-ovs check-vm ## All tests
 
 check-core: cargo ## Tests that need no Open vSwitch, DPDK or clang
 	$(CARGO) test --no-default-features --lib --tests -- --skip e2e
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release --no-default-features --target-dir target/loom --lib loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --no-default-features --target-dir target/loom --lib loom
 
 check-plugin: build-all ## Tests of the plugin file and of the C bindings
 	OVS_VHOST_PLUGIN=$(PLUGIN) $(CARGO) test --no-default-features --test plugin_abi
@@ -57,7 +57,9 @@ check-plugin: build-all ## Tests of the plugin file and of the C bindings
 
 check-ovs: build-all ## Open vSwitch's own tests: its loader's, and its vhost-user ports' with and without the plugin
 	@.ci/deps.sh test
-	$(MAKE) -C $(OVS_TREE) check TESTSUITEFLAGS='-k netdev-plugin'
+	$(MAKE) -s -C $(OVS_TREE) check TESTSUITEFLAGS='-k netdev-plugin'
+	$(MAKE) -s -C $(OVS_TREE) check-netdev-plugin OVS_NETDEV_PLUGINS=$(PLUGIN)
+	$(MAKE) -s -C $(OVS_TREE_NODPDK) check-netdev-plugin OVS_NETDEV_PLUGINS=$(PLUGIN_NODPDK)
 	tests/ovs-suite.sh plugin
 	tests/ovs-suite.sh stock
 

@@ -31,6 +31,10 @@ if [ -z "${OVS_SUITE_INSIDE-}" ]; then
     exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" "$mode" "${tests[@]}"
 fi
 
+# One system test at a time: they share hugepages and two cores.
+exec 9>"${TMPDIR:-/tmp}/ovs-vhost-e2e.lock"
+flock 9
+
 pages=/proc/sys/vm/nr_hugepages
 found=$(cat $pages)
 restore() { echo "$found" >$pages; }

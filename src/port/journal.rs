@@ -10,12 +10,16 @@ use log::Level;
 const BURST: u32 = 200;
 /// ...and how long one more takes to earn.
 const REFILL: Duration = Duration::from_millis(50);
+/// How long lines that were left out are collected before they are spoken of.
+const REPORT: Duration = Duration::from_secs(10);
 
 pub(super) struct Journal {
     port: String,
     budget: u32,
     earned_until: Instant,
     left_out: u64,
+    /// Since when.
+    left_out_since: Instant,
 }
 
 impl Journal {
@@ -25,6 +29,7 @@ impl Journal {
             budget: BURST,
             earned_until: now,
             left_out: 0,
+            left_out_since: now,
         }
     }
 
@@ -34,7 +39,7 @@ impl Journal {
         if !log::log_enabled!(level) || !self.spend(now) {
             return;
         }
-        if self.left_out > 0 {
+        if self.left_out > 0 && now.saturating_duration_since(self.left_out_since) >= REPORT {
             log::warn!(
                 "port '{}': {} lines left out, there were too many at once",
                 self.port,
@@ -59,6 +64,9 @@ impl Journal {
                 true
             }
             None => {
+                if self.left_out == 0 {
+                    self.left_out_since = now;
+                }
                 self.left_out += 1;
                 false
             }

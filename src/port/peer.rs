@@ -333,6 +333,10 @@ impl Peer {
         while matches!(action, Action::Connect | Action::Reconnect) {
             action = self.connect(reactor, now);
         }
+        match (&self.path, self.life.state()) {
+            (Some(path), State::Backoff { .. }) => reactor.watches.watch(self.id(), path),
+            _ => reactor.watches.forget(self.id()),
+        }
     }
 
     fn connect(&mut self, reactor: &mut Reactor, now: Instant) -> Action {
@@ -343,7 +347,6 @@ impl Peer {
         reactor.watches.watch(self.id(), &path);
         match connector::connect(&path) {
             Ok(stream) => {
-                reactor.watches.forget(self.id());
                 self.said = None;
                 vhost_config!(self, now, Level::Info, "connected");
                 self.attach(stream, reactor, now);
@@ -402,7 +405,6 @@ impl Peer {
 
     /// Ends the connection, if there is one: its rings stop, its memory goes.
     fn disconnect(&mut self, reactor: &mut Reactor, now: Instant) {
-        reactor.watches.forget(self.id());
         let Some(attachment) = self.attachment.take() else {
             return;
         };

@@ -1,0 +1,115 @@
+//! testpmd bounces packets through the switch and back, as fast as both can. At the end every packet that was sent
+//! has been received, or a counter says where it went.
+
+use anyhow::{bail, ensure, Context, Result};
+
+use super::world::{Kind, Port, World, PATIENCE};
+use super::Ctx;
+use crate::testpmd::{self, Counters, Device, Testpmd};
+use crate::wait;
+
+pub fn client_mergeable(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, true)
+}
+
+pub fn client_plain(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, false)
+}
+
+pub fn server_mergeable(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Server, true)
+}
+
+pub fn server_plain(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Server, false)
+}
+
+/// Two ports, cross-connected by two flows; testpmd forwards between its two devices, so packets go round for ever.
+fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool) -> Result<()> {
+    let mut world = World::new(&ctx.settings, &ctx.dir, true)?;
+    let ports = [world.add_port(kind, "vhost1")?, world.add_port(kind, "vhost2")?];
+    world.ovs.ofctl("del-flows br0")?;
+    world
+        .ovs
+        .ofctl("add-flow br0 in_port=vhost1,actions=output:vhost2")?;
+    world
+        .ovs
+        .ofctl("add-flow br0 in_port=vhost2,actions=output:vhost1")?;
+    ctx.step("start testpmd");
+    let device = |port: &Port| Device {
+        path: port.socket.clone(),
+        listens: kind == Kind::Client,
+        mergeable,
+    };
+    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
+    for port in &ports {
+        world.ovs.wait_link(&port.name, true, PATIENCE)?;
+    }
+    ctx.step("loop");
+    // 64 packets in each direction: fewer than a ring has room for, so nobody has a reason to drop one.
+    testpmd.command("start tx_first 2", "packet forwarding")?;
+    let (ovs, mut packets) = (&mut world.ovs, 0);
+    wait::holds("vswitchd alive", ctx.settings.loop_time, || {
+        ovs.check_alive().map(|()| true)
+    })?;
+    ctx.step("drain and compare");
+    let dropped = stop(&mut testpmd)?;
+    ensure!(dropped == 0, "testpmd could not send {dropped} packets");
+    for (from, to) in [(0, 1), (1, 0)] {
+        packets += compare(&world, &mut testpmd, [&ports[from], &ports[to]], [from, to])?;
+    }
+    let per_second = packets / ctx.settings.loop_time.as_secs().max(1);
+    ctx.result(&format!("{packets} packets, {per_second} per second, none lost"));
+    ensure!(packets > 1000, "only {packets} packets went round");
+    drop(testpmd);
+    for port in &ports {
+        world.ovs.wait_link(&port.name, false, PATIENCE)?;
+    }
+    world.finish(&[])
+}
+
+/// Stops forwarding, then receives what is still in the rings; says how many packets testpmd failed to send.
+fn stop(testpmd: &mut Testpmd) -> Result<u64> {
+    let report = testpmd.command("stop", "Done.")?;
+    let (_, all) = report
+        .split_once("Accumulated forward statistics")
+        .context("no statistics")?;
+    let dropped = testpmd::field(all, "TX-dropped:")?;
+    testpmd.command("set fwd rxonly", "Set rxonly packet forwarding mode")?;
+    testpmd.command("start", "packet forwarding")?;
+    Ok(dropped)
+}
+
+/// One direction: testpmd's `from` device, the switch's two ports, testpmd's `to` device. Returns the packets.
+fn compare(world: &World, testpmd: &mut Testpmd, ports: [&Port; 2], devices: [usize; 2]) -> Result<u64> {
+    let names = ports.map(|port| port.name.as_str());
+    let switch = world.ovs.wait_counters_still(&names)?;
+    let mut seen = [Counters::default(); 2];
+    let arrived = wait::until_true("all packets to arrive", PATIENCE, || {
+        seen = [testpmd.counters(devices[0])?, testpmd.counters(devices[1])?];
+        Ok(seen[0].tx == seen[1].rx)
+    });
+    let account = format!("testpmd {seen:?}, switch {switch:?}");
+    if let Err(error) = arrived {
+        bail!("{} to {}: {error}: {account}", names[0], names[1]);
+    }
+    ensure!(seen[1].rx_lost == 0, "testpmd lost packets: {account}");
+    if let [Some(from), Some(to)] = switch[..] {
+        let exact = from.rx_packets == seen[0].tx && to.tx_packets == seen[1].rx && to.tx_dropped == 0;
+        ensure!(exact, "the counters of the switch differ: {account}");
+    } else {
+        ensure!(world.stock(), "the ports have no counters");
+    }
+    let flow = format!("n_packets={},", seen[0].tx);
+    wait::until_true(
+        &format!("the flow of {} to have {flow}", names[0]),
+        PATIENCE,
+        || {
+            let flows = world.ovs.ofctl("--names dump-flows br0")?;
+            Ok(flows
+                .lines()
+                .any(|line| line.contains(&format!("in_port={}", names[0])) && line.contains(&flow)))
+        },
+    )?;
+    Ok(seen[0].tx)
+}

@@ -1,0 +1,280 @@
+//! The table of cases and the loop that runs them. A case is a function that returns an error when its claim does
+//! not hold; what it cannot run without stands in the table, so a skip always has a reason.
+
+mod bad_input;
+mod dpdk;
+mod fault;
+mod soak;
+mod valgrind;
+mod vm;
+pub mod world;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::settings::{Need, Settings};
+use crate::{turn, wait};
+
+/// A row of the table.
+struct Case {
+    name: &'static str,
+    needs: &'static [Need],
+    /// Stock ports cannot do it, so there is nothing to compare the plugin's with.
+    plugin_only: bool,
+    run: fn(&Ctx) -> Result<()>,
+}
+
+/// What a case is given.
+pub struct Ctx {
+    /// The caller's choices.
+    pub settings: Settings,
+    /// The case's own directory: sockets, logs, databases.
+    pub dir: PathBuf,
+}
+
+const fn both(name: &'static str, needs: &'static [Need], run: fn(&Ctx) -> Result<()>) -> Case {
+    Case {
+        name,
+        needs,
+        plugin_only: false,
+        run,
+    }
+}
+
+const fn plugin(name: &'static str, needs: &'static [Need], run: fn(&Ctx) -> Result<()>) -> Case {
+    Case {
+        name,
+        needs,
+        plugin_only: true,
+        run,
+    }
+}
+
+const CASES: &[Case] = &[
+    both("vm/server-and-client", &[Need::Guests], vm::server_and_client),
+    both("vm/client-and-client", &[Need::Guests], vm::client_and_client),
+    both("vm/multiqueue", &[Need::Guests], vm::multiqueue),
+    both("vm/mtu-9000", &[Need::Guests], vm::mtu_9000),
+    both("vm/guest-reboot", &[Need::Guests], vm::guest_reboot),
+    both("vm/vswitchd-killed", &[Need::Guests], vm::vswitchd_killed),
+    both("vm/front-end-crash", &[Need::Guests], vm::front_end_crash),
+    both(
+        "vm/client-path-not-there-yet",
+        &[Need::Guests],
+        vm::path_not_there_yet,
+    ),
+    both(
+        "vm/port-deleted-and-added-again",
+        &[Need::Guests],
+        vm::port_deleted_and_added,
+    ),
+    plugin(
+        "vm/no-dpdk-build",
+        &[Need::Guests, Need::NoDpdkTree],
+        vm::no_dpdk_build,
+    ),
+    plugin("vm/no-hugepages", &[Need::Guests], vm::no_hugepages),
+    plugin(
+        "vm/dpdk/server-and-client",
+        &[Need::Guests, Need::Hugepages],
+        vm::server_and_client_dpdk,
+    ),
+    plugin(
+        "vm/dpdk/multiqueue",
+        &[Need::Guests, Need::Hugepages],
+        vm::multiqueue_dpdk,
+    ),
+    plugin(
+        "vm/dpdk/mtu-9000",
+        &[Need::Guests, Need::Hugepages],
+        vm::mtu_9000_dpdk,
+    ),
+    plugin(
+        "vm/dpdk/vswitchd-killed",
+        &[Need::Guests, Need::Hugepages],
+        vm::vswitchd_killed_dpdk,
+    ),
+    plugin(
+        "vm/dpdk/init-at-run-time",
+        &[Need::Guests, Need::Hugepages],
+        vm::dpdk_init_at_run_time,
+    ),
+    both(
+        "dpdk/loop-client-mergeable",
+        &[Need::Testpmd],
+        dpdk::client_mergeable,
+    ),
+    both("dpdk/loop-client-plain", &[Need::Testpmd], dpdk::client_plain),
+    both(
+        "dpdk/loop-server-mergeable",
+        &[Need::Testpmd],
+        dpdk::server_mergeable,
+    ),
+    both("dpdk/loop-server-plain", &[Need::Testpmd], dpdk::server_plain),
+    plugin(
+        "bad-input/paths-and-options",
+        &[Need::Guests],
+        bad_input::paths_and_options,
+    ),
+    plugin(
+        "bad-input/foreign-and-stale-sockets",
+        &[],
+        bad_input::foreign_and_stale_sockets,
+    ),
+    plugin("soak/reconnect-server", &[], soak::server),
+    plugin("soak/reconnect-client", &[], soak::client),
+    plugin("soak/client-connects-at-once", &[], soak::connects_at_once),
+    plugin(
+        "fault/panic-costs-one-port",
+        &[Need::Guests, Need::FaultPlugin],
+        fault::panic_costs_one_port,
+    ),
+    plugin(
+        "valgrind/connect-disconnect-delete",
+        &[Need::Valgrind],
+        valgrind::clean,
+    ),
+];
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+/// Prints the names of the cases that `filters` select, with the reason where one would be skipped.
+pub fn list(settings: &Settings, filters: &[String]) {
+    for case in selected(settings, filters) {
+        match missing(settings, case) {
+            None => println!("{}", case.name),
+            Some(reason) => println!("{} (SKIP: {reason})", case.name),
+        }
+    }
+}
+
+/// Runs the cases that `filters` select; success if none failed and, where CI=true, none was skipped.
+pub fn run(settings: &Settings, filters: &[String]) -> ExitCode {
+    let cases = selected(settings, filters);
+    if cases.is_empty() {
+        eprintln!("no case is called like {filters:?}; see e2e --list");
+        return ExitCode::from(2);
+    }
+    let logs = match tempfile::Builder::new().prefix("ovs-e2e-").tempdir() {
+        Ok(dir) => dir.keep(),
+        Err(error) => {
+            eprintln!("no directory for logs: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let _turn = match turn::take(|text| eprintln!("{text}")) {
+        Ok(turn) => turn,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for case in cases {
+        if wait::interrupted() {
+            break;
+        }
+        let start = Instant::now();
+        let outcome = run_one(settings, case, &logs);
+        let seconds = start.elapsed().as_secs_f64();
+        match outcome {
+            Outcome::Passed => {
+                passed += 1;
+                println!("ok {} ({seconds:.1} s)", case.name);
+            }
+            Outcome::Failed(reason) => {
+                failed += 1;
+                println!("FAILED {} ({seconds:.1} s): {reason}", case.name);
+            }
+            Outcome::Skipped(reason) => {
+                skipped += 1;
+                println!("SKIP: {}: {reason}", case.name);
+            }
+        }
+    }
+    // Empty unless a case failed and left its logs.
+    let _ = std::fs::remove_dir(&logs);
+    let and_skipped = if skipped > 0 {
+        format!(", {skipped} skipped")
+    } else {
+        String::new()
+    };
+    println!("{passed} passed, {failed} failed{and_skipped}");
+    if failed > 0 || wait::interrupted() || settings.ci && skipped > 0 {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn selected(settings: &Settings, filters: &[String]) -> Vec<&'static Case> {
+    let wanted = |case: &&Case| {
+        let named = filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter.as_str()));
+        named && !(case.plugin_only && settings.stock())
+    };
+    CASES.iter().filter(wanted).collect()
+}
+
+fn missing(settings: &Settings, case: &Case) -> Option<String> {
+    let stock_needs: &[Need] = if settings.stock() { &[Need::Hugepages] } else { &[] };
+    let needs = [&[Need::Switch], case.needs, stock_needs].concat();
+    needs.iter().find_map(|need| need.missing(settings))
+}
+
+fn run_one(settings: &Settings, case: &Case, logs: &Path) -> Outcome {
+    if let Some(reason) = missing(settings, case) {
+        return Outcome::Skipped(reason);
+    }
+    let dir = logs.join(case.name.replace('/', "-"));
+    let ctx = Ctx {
+        settings: settings.clone(),
+        dir: dir.clone(),
+    };
+    let result = std::fs::create_dir(&dir)
+        .context("no directory for the case")
+        .and_then(|()| (case.run)(&ctx));
+    match result {
+        Ok(()) => {
+            let _ = std::fs::remove_dir_all(&dir);
+            Outcome::Passed
+        }
+        Err(error) => Outcome::Failed(format!(
+            "{error:#}\n  last step: {}\n  logs: {}",
+            ctx.last_step(),
+            dir.display()
+        )),
+    }
+}
+
+impl Ctx {
+    /// Notes in `steps.log` what comes next, so that a failure says where it happened.
+    pub fn step(&self, text: &str) {
+        use std::io::Write;
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.steps());
+        if let Ok(mut file) = file {
+            let _ = writeln!(file, "{text}");
+        }
+    }
+
+    /// Prints a measured result, under which the case's own line comes.
+    pub fn result(&self, text: &str) {
+        println!("  {text}");
+    }
+
+    fn last_step(&self) -> String {
+        crate::process::tail(&self.steps(), 1)
+    }
+
+    fn steps(&self) -> PathBuf {
+        self.dir.join("steps.log")
+    }
+}

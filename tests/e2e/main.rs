@@ -1,0 +1,72 @@
+//! End-to-end tests: a real ovs-vswitchd, real QEMU guests, DPDK's testpmd. One program, no dependency on the
+//! plugin's code: it sees what a user sees.
+//!
+//! ```text
+//! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
+//! e2e demo                   what `make demo` runs
+//! e2e guest SOCKET COMMAND   run a command in a guest that `KEEP=1 e2e demo` left up
+//! ```
+//!
+//! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `testpmd`, `frontend`, and
+//! `process`, `netns`, `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
+
+mod cases;
+mod demo;
+mod frontend;
+mod hugepages;
+mod image;
+mod log;
+mod netns;
+mod ovs;
+mod ping;
+mod process;
+mod settings;
+mod tcp;
+mod testpmd;
+mod turn;
+mod vm;
+mod wait;
+
+use std::process::ExitCode;
+
+use settings::Settings;
+
+fn main() -> ExitCode {
+    wait::catch_signals();
+    wait::end_with_parent();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let settings = Settings::from_env();
+    match arguments.first().map(String::as_str) {
+        Some("demo") => demo::main(&settings),
+        Some(demo::HOLD) => demo::hold(&settings),
+        Some("guest") => guest(&arguments[1..]),
+        Some("--list") => {
+            cases::list(&settings, &arguments[1..]);
+            ExitCode::SUCCESS
+        }
+        Some(option) if option.starts_with('-') => {
+            eprintln!("usage: e2e [--list] [FILTER...] | e2e demo | e2e guest SOCKET COMMAND");
+            ExitCode::from(2)
+        }
+        _ => cases::run(&settings, &arguments),
+    }
+}
+
+/// Runs a command in a guest that is up; the exit status is the command's.
+fn guest(arguments: &[String]) -> ExitCode {
+    let Some((socket, command)) = arguments.split_first() else {
+        eprintln!("usage: e2e guest SOCKET COMMAND");
+        return ExitCode::from(2);
+    };
+    match vm::run_in(socket.as_ref(), &command.join(" ")) {
+        Ok((status, output)) => {
+            print!("{output}");
+            u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

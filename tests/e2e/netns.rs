@@ -1,0 +1,121 @@
+//! A network namespace for the switch under test, and an observer in it.
+//!
+//! The namespace keeps the switch's own interfaces (br0 is a tap) away from the machine's. It is held open by a file
+//! descriptor of the harness, so it outlives a killed vswitchd and ends with the harness, with nothing to clean up.
+//!
+//! The observer is one end of a veth pair whose other end is a port of the switch. The kernel behind it answers
+//! pings. A guest that pings the observer uses its own vhost port and no other, which is what makes an outage
+//! measurable per port.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use anyhow::{anyhow, bail, Context, Result};
+
+use crate::process;
+use crate::settings::tool;
+
+/// Number of the observer in the address plan of [`address`].
+pub const OBSERVER: u8 = 254;
+/// The observer's end that is a port of the switch.
+pub const OBSERVER_PORT: &str = "obs0";
+const OBSERVER_END: &str = "obs1";
+
+/// IPv4 address of party `id` (guest or observer).
+pub fn address(id: u8) -> String {
+    format!("10.99.0.{id}")
+}
+
+/// MAC address of party `id`.
+pub fn mac(id: u8) -> String {
+    format!("52:54:00:00:00:{id:02x}")
+}
+
+/// The namespace.
+#[derive(Clone)]
+pub struct NetNs(Arc<OwnedFd>);
+
+impl NetNs {
+    /// A fresh namespace with lo, the observer pair, and no IPv6 (whose chatter would disturb exact byte counts).
+    pub fn create() -> Result<Self> {
+        let made = std::thread::spawn(|| -> Result<OwnedFd> {
+            // SAFETY: unshare(CLONE_NEWNET) moves only this short-lived thread; no memory is touched.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } == -1 {
+                return Err(io::Error::last_os_error()).context("cannot make a network namespace");
+            }
+            for scope in ["all", "default"] {
+                // Absent on a kernel without IPv6, which is as good.
+                let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+            }
+            Ok(File::open("/proc/thread-self/ns/net")?.into())
+        });
+        let fd = made
+            .join()
+            .map_err(|_| anyhow!("the namespace thread panicked"))??;
+        let ns = NetNs(Arc::new(fd));
+        ns.add_observer()?;
+        Ok(ns)
+    }
+
+    /// Makes `command` run inside.
+    pub fn enter(&self, command: &mut Command) {
+        let ns = Arc::clone(&self.0);
+        // SAFETY: between fork and exec only setns is called; the descriptor is kept open by the captured Arc.
+        unsafe {
+            command.pre_exec(move || match libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+    }
+
+    /// Runs a tool inside and returns what it printed.
+    pub fn run(&self, name: &str, args: &[&str]) -> Result<String> {
+        let mut command = tool(name);
+        command.args(args);
+        self.enter(&mut command);
+        process::run(command, Duration::from_secs(30))
+    }
+
+    fn add_observer(&self) -> Result<()> {
+        let (mac, address) = (mac(OBSERVER), format!("{}/24", address(OBSERVER)));
+        let script = [
+            "link set lo up".to_string(),
+            // Frames of every size in use are flooded to it now and then; one that does not fit would be a WARN line.
+            format!("link add {OBSERVER_PORT} mtu 9702 type veth peer name {OBSERVER_END} mtu 9702"),
+            format!("link set {OBSERVER_END} address {mac}"),
+            format!("address add {address} dev {OBSERVER_END}"),
+            format!("link set {OBSERVER_PORT} up"),
+            format!("link set {OBSERVER_END} up"),
+        ];
+        for line in script {
+            let args: Vec<&str> = line.split(' ').collect();
+            if let Err(error) = self.run("ip", &args) {
+                bail!("cannot set up the observer: {error:#}");
+            }
+        }
+        for id in 1..=4 {
+            let (to, lladdr) = (self::address(id), self::mac(id));
+            self.run(
+                "ip",
+                &[
+                    "neigh",
+                    "add",
+                    &to,
+                    "lladdr",
+                    &lladdr,
+                    "dev",
+                    OBSERVER_END,
+                    "nud",
+                    "permanent",
+                ],
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,408 @@
+//! A private Open vSwitch: its own ovsdb-server and ovs-vswitchd, run directory and network namespace, so a system
+//! Open vSwitch is neither touched nor needed. Both are children of the harness, not daemons; vswitchd can be killed
+//! and started again while everything else goes on, and its log keeps growing in one file.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+
+use crate::log::{self, Line};
+use crate::netns::{NetNs, OBSERVER_PORT};
+use crate::process::{self, Process};
+use crate::settings::tool;
+use crate::wait;
+
+/// How long a command line tool may take, and vswitchd to be up. Generous: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to run the switch.
+#[derive(Clone)]
+pub struct Options {
+    /// Built source tree.
+    pub tree: PathBuf,
+    /// Plugin to load.
+    pub plugin: Option<PathBuf>,
+    /// `other_config:dpdk-init=true`.
+    pub dpdk: bool,
+    /// Run vswitchd under valgrind, its report in the run directory.
+    pub valgrind: bool,
+    /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
+    pub obey_permissions: bool,
+}
+
+/// Counters of one port as `ovs-ofctl dump-ports` gives them, fresh from the port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets the switch took from the port.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Packets the switch gave to the port.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets the switch could not give to the port.
+    pub tx_dropped: u64,
+}
+
+/// The running switch.
+pub struct Ovs {
+    options: Options,
+    dir: PathBuf,
+    ns: NetNs,
+    _ovsdb: Process,
+    vswitchd: Option<Process>,
+}
+
+impl Ovs {
+    /// Starts database and switch in `dir`, with one bridge `br0` that the observer is attached to.
+    pub fn start(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let ovsdb = start_database(&options.tree, dir)?;
+        let mut ovs = Ovs {
+            options,
+            dir: dir.into(),
+            ns: ns.clone(),
+            _ovsdb: ovsdb,
+            vswitchd: None,
+        };
+        ovs.vsctl("--no-wait init")?;
+        if ovs.options.dpdk {
+            ovs.set_dpdk(&["--no-wait"])?;
+        }
+        ovs.start_vswitchd()?;
+        ovs.vsctl(&format!(
+            "add-br br0 -- set Bridge br0 datapath_type=netdev -- add-port br0 {OBSERVER_PORT}"
+        ))?;
+        Ok(ovs)
+    }
+
+    /// Starts vswitchd on the present database and waits until it has configured itself once.
+    pub fn start_vswitchd(&mut self) -> Result<()> {
+        self.spawn_vswitchd()?;
+        self.wait_configured()
+    }
+
+    /// Starts vswitchd on the present database without waiting for anything.
+    pub fn spawn_vswitchd(&mut self) -> Result<()> {
+        let mut command = self.vswitchd_command();
+        self.ns.enter(&mut command);
+        if self.options.obey_permissions {
+            drop_dac_override(&mut command);
+        }
+        let printed = self.dir.join("ovs-vswitchd.out");
+        self.vswitchd = Some(Process::spawn("ovs-vswitchd", command, &printed)?);
+        Ok(())
+    }
+
+    /// Waits until vswitchd has gone through its whole configuration.
+    pub fn wait_configured(&mut self) -> Result<()> {
+        let limit = if self.options.valgrind {
+            3 * PATIENCE
+        } else {
+            PATIENCE
+        };
+        let ctl = self.dir.join("vswitchd.ctl");
+        let vswitchd = self.vswitchd.as_mut().context("vswitchd is not running")?;
+        wait::until_true("ovs-vswitchd's control socket", limit, || {
+            vswitchd.check_alive()?;
+            Ok(std::os::unix::net::UnixStream::connect(&ctl).is_ok())
+        })?;
+        // Without --no-wait ovs-vsctl returns when vswitchd has caught up with the database.
+        self.vsctl("set Open_vSwitch . external_ids:e2e=up").map(drop)
+    }
+
+    fn vswitchd_command(&self) -> Command {
+        let binary = self.options.tree.join("vswitchd/ovs-vswitchd");
+        let mut command = if self.options.valgrind {
+            let mut valgrind = tool("valgrind");
+            valgrind
+                .args([
+                    "--tool=memcheck",
+                    "--leak-check=full",
+                    "--show-leak-kinds=definite",
+                ])
+                .args([
+                    "--errors-for-leak-kinds=definite",
+                    "--num-callers=40",
+                    "--fair-sched=yes",
+                ])
+                .arg(format!("--log-file={}", self.valgrind_report().display()))
+                .arg(format!(
+                    "--suppressions={}",
+                    self.dir.join("valgrind.supp").display()
+                ))
+                .arg(binary);
+            valgrind
+        } else {
+            Command::new(binary)
+        };
+        command
+            .arg(format!("unix:{}", self.dir.join("db.sock").display()))
+            .arg(format!("--unixctl={}", self.dir.join("vswitchd.ctl").display()))
+            .arg(format!("--log-file={}", self.log_path().display()))
+            .args(["-vconsole:off", "-vfile:info", "--no-chdir", "--disable-system"]);
+        if let Some(plugin) = &self.options.plugin {
+            command.arg(format!("--netdev-plugin={}", plugin.display()));
+        }
+        self.set_dirs(&mut command);
+        command
+    }
+
+    fn set_dirs(&self, command: &mut Command) {
+        for name in ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"] {
+            command.env(name, &self.dir);
+        }
+        command.env_remove("OVS_NETDEV_PLUGINS");
+    }
+
+    /// Run directory: sockets of server ports are here.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where valgrind writes.
+    pub fn valgrind_report(&self) -> PathBuf {
+        self.dir.join("valgrind.txt")
+    }
+
+    /// vswitchd's process id.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.vswitchd.as_ref().context("vswitchd is not running")?.pid())
+    }
+
+    /// Fails when vswitchd is gone.
+    pub fn check_alive(&mut self) -> Result<()> {
+        self.vswitchd
+            .as_mut()
+            .context("vswitchd is not running")?
+            .check_alive()
+    }
+
+    /// `kill -9` of vswitchd, as a crash would end it.
+    pub fn kill_9(&mut self) -> Result<()> {
+        self.vswitchd.take().context("vswitchd is not running")?.kill_9()
+    }
+
+    /// Asks vswitchd to end and waits for it.
+    pub fn exit(&mut self, limit: Duration) -> Result<()> {
+        self.appctl("exit")?;
+        let mut vswitchd = self.vswitchd.take().context("vswitchd is not running")?;
+        let status = vswitchd.wait(limit)?;
+        if !status.success() {
+            bail!("ovs-vswitchd: {status}\n{}", vswitchd.printed());
+        }
+        Ok(())
+    }
+
+    /// Runs ovs-vsctl with space-separated `args`; waits for vswitchd unless they say `--no-wait`.
+    pub fn vsctl(&self, args: &str) -> Result<String> {
+        self.vsctl_args(&args.split(' ').collect::<Vec<_>>())
+    }
+
+    /// Runs ovs-vsctl with arguments that may contain spaces.
+    pub fn vsctl_args(&self, args: &[&str]) -> Result<String> {
+        let done = self.vsctl_finish(args)?;
+        if !done.status.success() {
+            bail!("ovs-vsctl {}: {}", args.join(" "), done.stderr.trim());
+        }
+        Ok(done.stdout)
+    }
+
+    /// Runs ovs-vsctl and leaves it to the caller to judge: it exits 0 with a text on stderr when a port has an error.
+    pub fn vsctl_finish(&self, args: &[&str]) -> Result<process::Finished> {
+        let mut command = Command::new(self.options.tree.join("utilities/ovs-vsctl"));
+        command.arg(format!("--db=unix:{}", self.dir.join("db.sock").display()));
+        command
+            .arg(format!("--timeout={}", 2 * PATIENCE.as_secs()))
+            .args(args);
+        self.set_dirs(&mut command);
+        process::finish(command, 3 * PATIENCE)
+    }
+
+    /// Runs ovs-appctl on vswitchd with space-separated `args`.
+    pub fn appctl(&self, args: &str) -> Result<String> {
+        let mut command = Command::new(self.options.tree.join("utilities/ovs-appctl"));
+        command
+            .arg("-t")
+            .arg(self.dir.join("vswitchd.ctl"))
+            .args(args.split(' '));
+        self.set_dirs(&mut command);
+        process::run(command, 2 * PATIENCE)
+    }
+
+    /// Runs ovs-ofctl with space-separated `args`.
+    pub fn ofctl(&self, args: &str) -> Result<String> {
+        let mut command = Command::new(self.options.tree.join("utilities/ovs-ofctl"));
+        command.args(args.split(' '));
+        self.set_dirs(&mut command);
+        process::run(command, 2 * PATIENCE)
+    }
+
+    /// One column of a port's Interface row, as ovs-vsctl prints it (`[]` when empty), without quotes.
+    pub fn interface(&self, port: &str, column: &str) -> Result<String> {
+        let text = self.vsctl_args(&["--no-wait", "get", "Interface", port, column])?;
+        Ok(text.trim().trim_matches('"').to_string())
+    }
+
+    /// The `status` map of a port.
+    pub fn status(&self, port: &str) -> Result<BTreeMap<String, String>> {
+        let text = self.interface(port, "status")?;
+        let pairs = text
+            .trim_matches(['{', '}'])
+            .split(", ")
+            .filter_map(|pair| pair.split_once('='));
+        Ok(pairs
+            .map(|(key, value)| (key.into(), value.trim_matches('"').into()))
+            .collect())
+    }
+
+    /// Waits until the switch says the port's link is up, that is: a front-end is connected and running.
+    pub fn wait_link(&self, port: &str, up: bool, limit: Duration) -> Result<()> {
+        let wanted = if up { "up" } else { "down" };
+        wait::until_true(&format!("link_state={wanted} of {port}"), limit, || {
+            Ok(self.interface(port, "link_state")? == wanted)
+        })
+    }
+
+    /// Counters of a port, or nothing when the port type keeps none (stock server ports).
+    pub fn counters(&self, port: &str) -> Result<Option<PortCounters>> {
+        let text = self.ofctl(&format!("dump-ports br0 {port}"))?;
+        let (rx, tx) = text.split_once("tx ").context("dump-ports without tx line")?;
+        let (_, rx) = rx.split_once("rx ").context("dump-ports without rx line")?;
+        let field = |text: &str, name: &str| -> Option<u64> {
+            let (_, rest) = text.split_once(&format!("{name}="))?;
+            rest.split([',', '\n']).next()?.trim().parse().ok()
+        };
+        let (Some(rx_packets), Some(tx_packets)) = (field(rx, "pkts"), field(tx, "pkts")) else {
+            return Ok(None);
+        };
+        Ok(Some(PortCounters {
+            rx_packets,
+            tx_packets,
+            rx_bytes: field(rx, "bytes").unwrap_or(0),
+            tx_bytes: field(tx, "bytes").unwrap_or(0),
+            tx_dropped: field(tx, "drop").unwrap_or(0),
+        }))
+    }
+
+    /// Waits until two looks in a row at the counters of `ports` see the same.
+    pub fn wait_counters_still(&self, ports: &[&str]) -> Result<Vec<Option<PortCounters>>> {
+        let look = || {
+            ports
+                .iter()
+                .map(|port| self.counters(port))
+                .collect::<Result<Vec<_>>>()
+        };
+        let mut before = look()?;
+        wait::until("port counters to stand still", PATIENCE, || {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = look()?;
+            let still = now == before;
+            before = now;
+            Ok(still.then(|| before.clone()))
+        })
+    }
+
+    /// vswitchd's log file.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("ovs-vswitchd.log")
+    }
+
+    /// A mark to read the log from later.
+    pub fn log_mark(&self) -> usize {
+        log::mark(&self.log_path())
+    }
+
+    /// The log from `mark` on.
+    pub fn log_since(&self, mark: usize) -> Vec<Line> {
+        log::read(&self.log_path(), mark)
+    }
+
+    /// Waits for a line that contains all of `parts`.
+    pub fn wait_log(&mut self, mark: usize, parts: &[&str], limit: Duration) -> Result<Line> {
+        wait::until(&format!("a log line with {parts:?}"), limit, || {
+            self.check_alive()?;
+            let lines = self.log_since(mark);
+            Ok(lines
+                .into_iter()
+                .find(|line| parts.iter().all(|part| line.text.contains(part))))
+        })
+    }
+
+    /// Fails on any WARN, ERR or EMER line that contains none of `allowed`.
+    pub fn assert_log_clean(&self, allowed: &[&str]) -> Result<()> {
+        log::check_clean(&self.log_since(0), allowed)
+    }
+
+    /// `other_config:dpdk-init=true` on the running switch.
+    pub fn enable_dpdk(&self) -> Result<()> {
+        self.set_dpdk(&[])
+    }
+
+    fn set_dpdk(&self, options: &[&str]) -> Result<()> {
+        let set = ["set", "Open_vSwitch", "."];
+        self.vsctl_args(&[options, &set, &DPDK_SETTINGS].concat())
+            .map(drop)
+    }
+
+    /// How many file descriptors vswitchd has open.
+    pub fn fd_count(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()?))?.count())
+    }
+}
+
+/// `--no-pci`: EAL would log errors about the machine's own virtio NIC. `--in-memory`: hugepages come as memfds, so a
+/// killed vswitchd leaves no files on hugetlbfs and two runs never meet in one.
+const DPDK_SETTINGS: [&str; 2] = [
+    "other_config:dpdk-extra=--no-pci --in-memory",
+    "other_config:dpdk-init=true",
+];
+
+fn start_database(tree: &Path, dir: &Path) -> Result<Process> {
+    let (database, socket) = (dir.join("conf.db"), dir.join("db.sock"));
+    let mut create = Command::new(tree.join("ovsdb/ovsdb-tool"));
+    create
+        .arg("create")
+        .arg(&database)
+        .arg(tree.join("vswitchd/vswitch.ovsschema"));
+    process::run(create, PATIENCE)?;
+    let mut command = Command::new(tree.join("ovsdb/ovsdb-server"));
+    command
+        .arg(&database)
+        .arg(format!("--remote=punix:{}", socket.display()))
+        .arg(format!("--unixctl={}", dir.join("ovsdb.ctl").display()))
+        .arg("--no-chdir");
+    command
+        .env("OVS_RUNDIR", dir)
+        .env("OVS_DBDIR", dir)
+        .env("OVS_LOGDIR", dir);
+    let mut ovsdb = Process::spawn("ovsdb-server", command, &dir.join("ovsdb-server.out"))?;
+    wait::until_true("ovsdb-server's socket", PATIENCE, || {
+        ovsdb.check_alive()?;
+        Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
+    })?;
+    Ok(ovsdb)
+}
+
+/// Root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH is told EACCES like anybody else.
+fn drop_dac_override(command: &mut Command) {
+    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+    const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
+    let drop_both = || {
+        for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
+            // SAFETY: prctl with integer options touches no memory.
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `drop_both` makes system calls only.
+    unsafe { command.pre_exec(drop_both) };
+}
