@@ -6,18 +6,24 @@
 //! * `options`, `lifecycle`, `tx_map`, `journal`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
-//! * `peer`: one port as the control thread sees it: life cycle, connection, session and device.
+//! * `attachment`: a front-end that is there: connection, session and device.
+//! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
-//! * `shared`: [`Port`], what the main, poll and control threads hold in common.
+//! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
+//!   of them does with it.
 
+mod attachment;
 mod connector;
 mod control;
+mod control_side;
 mod device;
 mod journal;
 mod lifecycle;
 mod listener;
+mod main_side;
 mod options;
 mod peer;
+mod poll_side;
 mod shared;
 mod stats;
 mod tx_map;

@@ -6,42 +6,22 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::Level;
 
-use crate::datapath::RingFault;
-use crate::vhost_user::{
-    Connection, Next, Offer, ProtocolFeatures, ReceiveError, Received, SendError, Session, SessionError,
-};
-
+use super::attachment::{Attachment, End, MESSAGE_DEADLINE};
+use super::connector;
 use super::control::{Reactor, Source};
-use super::device::{PortDevice, OFFERED};
 use super::journal::Journal;
 use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::listener::Listener;
 use super::shared::{Port, PortId};
-use super::{connector, MAX_QUEUE_PAIRS};
 
-/// How long a front-end may take over one message, from its first byte to its last, and over taking
-/// the answer. It talks to us over a local socket; a second is an age.
-const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 /// Messages taken from one front-end before the others get their turn.
 const MESSAGES_PER_TURN: usize = 32;
-/// Memory regions a front-end may add one by one, as libvhost-user offers.
-const MEM_SLOTS: u64 = 509;
 
-/// A front-end that is there.
-struct Attachment {
-    connection: Connection,
-    session: Session,
-    device: PortDevice,
-    /// Since when a message, or our answer to one, is under way.
-    busy_since: Option<Instant>,
-    /// Broken rings that were spoken of.
-    faults: Vec<RingFault>,
-}
-
+/// One port, served.
 pub(super) struct Peer {
     port: Arc<Port>,
     life: Lifecycle,
@@ -122,11 +102,7 @@ impl Peer {
 
     /// When this port next wants to be called although nothing happens.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
-        let deadline = self
-            .attachment
-            .as_ref()
-            .and_then(|a| a.busy_since)
-            .map(|since| since + MESSAGE_DEADLINE);
+        let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
         [deadline, self.life.wakes_at()].into_iter().flatten().min()
     }
 
@@ -152,8 +128,12 @@ impl Peer {
 
     /// Time passed.
     pub(super) fn tick(&mut self, reactor: &mut Reactor, now: Instant) {
-        let late = |a: &Attachment| a.busy_since.is_some_and(|since| now >= since + MESSAGE_DEADLINE);
-        if self.attachment.as_ref().is_some_and(late) {
+        if self
+            .attachment
+            .as_ref()
+            .and_then(Attachment::deadline)
+            .is_some_and(|deadline| now >= deadline)
+        {
             let seconds = MESSAGE_DEADLINE.as_secs();
             vhost_config!(
                 self,
@@ -187,9 +167,7 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return;
         };
-        let faults = self.port.take_faults();
-        for fault in faults.iter().filter(|fault| !attachment.faults.contains(fault)) {
-            attachment.device.signal_error(usize::from(fault.vring));
+        for fault in attachment.new_faults(self.port.take_faults()) {
             let path = self.port.path();
             self.journal.write(
                 now,
@@ -197,7 +175,6 @@ impl Peer {
                 format_args!("VHOST_CONFIG: ({path}) {fault}; it stops until it is set up again"),
             );
         }
-        attachment.faults = faults;
     }
 
     /// A front-end knocks.
@@ -244,33 +221,15 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return Ok(false);
         };
-        attachment.connection.flush()?;
-        let message = match attachment.connection.receive()? {
-            Received::Message(message) => message,
-            Received::Closed => return Err(End::Left),
-            Received::Pending => {
-                attachment.settle_deadline(now);
-                attachment.listen(reactor, self.port.id());
-                return Ok(false);
-            }
+        let Some(heard) = attachment.exchange(now)? else {
+            attachment.listen(reactor, self.port.id());
+            return Ok(false);
         };
-        log::debug!(
-            "VHOST_CONFIG: ({}) read message {}",
-            self.port.path(),
-            message.name()
-        );
-        attachment.busy_since = None;
-        let outcome = attachment.session.handle(message, &mut attachment.device);
-        if let Some(reply) = outcome.reply {
-            attachment.connection.send(&reply)?;
-        }
-        if let Some(note) = outcome.note {
+        if let Some(note) = heard.settled {
             vhost_config!(self, now, Level::Info, "{note}");
         }
-        match (outcome.error, outcome.next) {
-            (Some(error), Next::Close) => return Err(End::Refused(error)),
-            (Some(error), Next::Continue) => vhost_config!(self, now, Level::Warn, "{error}"),
-            (None, _) => {}
+        if let Some(error) = heard.refused {
+            vhost_config!(self, now, Level::Warn, "{error}");
         }
         self.publish(reactor, now);
         Ok(true)
@@ -379,27 +338,15 @@ impl Peer {
     }
 
     fn attach(&mut self, stream: UnixStream, reactor: &mut Reactor, now: Instant) {
-        let offer = Offer {
-            features: OFFERED.0,
-            protocol_features: ProtocolFeatures::SUPPORTED.0,
-            queue_pairs: MAX_QUEUE_PAIRS,
-            mem_slots: MEM_SLOTS,
-        };
-        let connection = Connection::new(stream);
-        if let Err(error) = reactor.add(connection.as_fd(), Source::Connection(self.id())) {
+        let attachment = Attachment::new(stream, Arc::clone(&self.port));
+        if let Err(error) = attachment.register(reactor, self.id()) {
             vhost_config!(self, now, Level::Error, "cannot serve the front-end: {error}");
             self.life.on(Event::Failed, now);
             return;
         }
         vhost_config!(self, now, Level::Info, "new device, handle is {}", self.id());
         self.port.set_trouble(None);
-        self.attachment = Some(Attachment {
-            connection,
-            session: Session::new(offer),
-            device: PortDevice::new(Arc::clone(&self.port)),
-            busy_since: None,
-            faults: Vec::new(),
-        });
+        self.attachment = Some(attachment);
         self.life.on(Event::Established, now);
     }
 
@@ -408,7 +355,7 @@ impl Peer {
         let Some(attachment) = self.attachment.take() else {
             return;
         };
-        reactor.remove(attachment.connection.as_fd());
+        attachment.unregister(reactor);
         let was_up = attachment.device.attached();
         drop(attachment);
         if was_up {
@@ -421,55 +368,6 @@ impl Peer {
             Level::Info,
             format_args!("vHost Device '{path}' connection has been destroyed"),
         );
-    }
-}
-
-impl Attachment {
-    /// A deadline runs while a message is half read or an answer half sent.
-    fn settle_deadline(&mut self, now: Instant) {
-        if self.connection.message_started() || self.connection.output_waiting() {
-            self.busy_since.get_or_insert(now);
-        } else {
-            self.busy_since = None;
-        }
-    }
-
-    /// Asks for readiness to send only while there is something to send.
-    fn listen(&self, reactor: &Reactor, id: PortId) {
-        reactor.rearm(
-            self.connection.as_fd(),
-            Source::Connection(id),
-            self.connection.output_waiting(),
-        );
-    }
-}
-
-/// Why a connection ends.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("vhost peer closed")]
-    Left,
-    #[error("{0}; closing the connection")]
-    Refused(SessionError),
-    #[error("{0}; closing the connection")]
-    Receive(#[from] ReceiveError),
-    #[error("{0}; closing the connection")]
-    Send(#[from] SendError),
-}
-
-impl End {
-    /// A front-end that goes is business as usual, also when it goes without reading its answers.
-    fn level(&self) -> Level {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset};
-        match self {
-            End::Left => Level::Info,
-            End::Receive(ReceiveError::Io(error)) | End::Send(SendError::Io(error))
-                if matches!(error.kind(), BrokenPipe | ConnectionReset) =>
-            {
-                Level::Info
-            }
-            _ => Level::Warn,
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A port as the threads share it. Main configures it and asks how it is; poll threads burst through its
-//! queues; the control thread starts and stops them. Each field says who writes it.
+//! queues; the control thread starts and stops them. Each field says who writes it; what each thread does
+//! with it is in `main_side`, `poll_side` and `control_side`.
 
 use std::fmt;
 use std::io;
@@ -9,18 +10,18 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::datapath::{Direction, Queue, RingFault, Sent, TxSlot, Waker};
+use crate::datapath::{Direction, Queue, Waker};
 use crate::virtio::features::Features;
 
 use super::control::{Command, Control};
 use super::listener::{ListenError, Listener, SocketFile};
-use super::options::{socket_directory, Mode, Options, MTU_RANGE};
-use super::stats::{Drops, Stats};
+use super::options::{socket_directory, Mode, Options};
+use super::stats::Drops;
 use super::tx_map::TxMap;
 use super::MAX_QUEUE_PAIRS;
 
 /// Ethernet header and one VLAN tag: what a frame may have beyond the MTU.
-const FRAME_OVERHEAD: u32 = 18;
+pub(super) const FRAME_OVERHEAD: u32 = 18;
 const DEFAULT_MTU: u32 = 1500;
 
 /// The netdev of a port, seen from here. Every method may be called by any thread and never blocks.
@@ -122,39 +123,39 @@ pub(super) struct Link {
 
 /// A vhost-user port.
 pub struct Port {
-    id: PortId,
-    name: String,
-    mode: Mode,
-    control: Control,
+    pub(super) id: PortId,
+    pub(super) name: String,
+    pub(super) mode: Mode,
+    pub(super) control: Control,
     /// Server mode: the socket's file. Main takes it when the port goes.
-    file: Mutex<Option<SocketFile>>,
+    pub(super) file: Mutex<Option<SocketFile>>,
     /// The socket's path, for log lines and `status`. Main writes it.
-    path: Mutex<String>,
+    pub(super) path: Mutex<String>,
     /// What is wrong with the options, and with the connection; for `status`.
-    complaints: Mutex<Vec<String>>,
-    trouble: Mutex<Option<String>>,
+    pub(super) complaints: Mutex<Vec<String>>,
+    pub(super) trouble: Mutex<Option<String>>,
     /// None once the port is closed: the netdev must not be called any more.
-    host: Mutex<Option<Box<dyn Host>>>,
+    pub(super) host: Mutex<Option<Box<dyn Host>>>,
 
     /// By vring index: queue pair q is 2q (towards the guest) and 2q+1 (from it).
-    queues: Box<[Queue]>,
+    pub(super) queues: Box<[Queue]>,
     /// Vrings that run and are enabled. The control thread writes it.
-    usable: Box<[AtomicBool]>,
-    tx_map: TxMap,
+    pub(super) usable: Box<[AtomicBool]>,
+    pub(super) tx_map: TxMap,
     /// What poll threads test once per send: a guest is there, and the port is up.
-    open: AtomicBool,
-    up: AtomicBool,
-    attached: AtomicBool,
-    poisoned: AtomicBool,
+    pub(super) open: AtomicBool,
+    pub(super) up: AtomicBool,
+    pub(super) attached: AtomicBool,
+    pub(super) poisoned: AtomicBool,
     /// Set by whoever finds a ring broken, until the control thread has looked.
-    faults: Arc<AtomicBool>,
-    max_frame: AtomicU32,
-    tx_retries: AtomicU32,
-    drops: Drops,
+    pub(super) faults: Arc<AtomicBool>,
+    pub(super) max_frame: AtomicU32,
+    pub(super) tx_retries: AtomicU32,
+    pub(super) drops: Drops,
 
     /// What the next reconfigure makes live. Main and the control thread write it.
-    requested: Mutex<Topology>,
-    link: Mutex<Link>,
+    pub(super) requested: Mutex<Topology>,
+    pub(super) link: Mutex<Link>,
 }
 
 impl Port {
@@ -221,342 +222,20 @@ impl Port {
         Ok(port)
     }
 
-    // ---- Main: configuration -------------------------------------------------------------------
-
-    /// Takes `Interface.options`. A bad value is logged, shown in `status`, and leaves its default in
-    /// force: the port exists whatever its options say.
-    pub fn set_config(&self, given: &[(&str, &str)]) {
-        let (options, complaints) = Options::parse(self.mode, given);
-        let complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
-        // Open vSwitch calls this at every change of the database: complain once.
-        if *self.complaints.lock() != complaints {
-            complaints
-                .iter()
-                .for_each(|c| log::warn!("port '{}': {c}", self.name));
-            *self.complaints.lock() = complaints;
-            self.changed();
-        }
-        if self.tx_retries.swap(options.tx_retries, Ordering::Relaxed) != options.tx_retries {
-            let (path, retries) = (self.path(), options.tx_retries);
-            log::info!("Max Tx retries for vhost device '{path}' set to {retries}");
-        }
-        if self.mode == Mode::Client {
-            let path = options
-                .server_path
-                .as_ref()
-                .map(|p| p.display().to_string())
-                .unwrap_or_default();
-            let before = std::mem::replace(&mut *self.path.lock(), path.clone());
-            if before != path && !path.is_empty() {
-                let name = &self.name;
-                log::info!(
-                    "vHost User device '{name}' created in 'client' mode, using client socket '{path}'"
-                );
-                log::info!("VHOST_CONFIG: ({path}) vhost-user client: socket created");
-            }
-            if before != path {
-                self.control
-                    .send(Command::Configure(self.id, options.server_path));
-            }
-        }
-    }
-
-    /// Asks for an MTU, which the next reconfigure makes live.
-    pub fn set_mtu(&self, mtu: u32) -> Result<(), PortError> {
-        if !MTU_RANGE.contains(&mtu) {
-            log::warn!("{}: unsupported MTU {mtu}", self.name);
-            return Err(PortError::BadMtu(mtu));
-        }
-        let mut requested = self.requested.lock();
-        if requested.mtu != mtu {
-            requested.mtu = mtu;
-            drop(requested);
-            self.request_reconfigure();
-        }
-        Ok(())
-    }
-
-    /// Makes live what was asked for. No burst runs meanwhile: Open vSwitch has stopped them.
-    pub fn reconfigure(&self) -> Topology {
-        let topology = *self.requested.lock();
-        self.max_frame
-            .store(topology.mtu + FRAME_OVERHEAD, Ordering::Relaxed);
-        self.tx_map.set_names(topology.n_txq);
-        topology
-    }
-
-    /// Administratively up or down: down, nothing is sent to the guest.
-    pub fn set_up(&self, up: bool) {
-        self.up.store(up, Ordering::Relaxed);
-        self.reopen();
-    }
-
-    /// The port is deleted. Called with netdev_mutex held, so it waits for nobody: its socket is gone
-    /// when this returns, its connection is left to the control thread, its netdev is never called again.
-    pub fn close(&self) {
-        self.open.store(false, Ordering::Relaxed);
-        if let Some(file) = self.file.lock().take() {
-            file.remove();
-            if let Some(host) = &*self.host.lock() {
-                host.keep_at_exit(file.path());
-            }
-        }
-        *self.host.lock() = None;
-        self.control.send(Command::Remove(self.id));
-    }
-
-    /// A panic was caught in this port: it goes down and stays down; one line says so.
-    pub fn poison(&self, what: &str) {
-        if !self.poisoned.swap(true, Ordering::Relaxed) {
-            log::error!(
-                "port '{}': internal error: {what}; the port is down until it is deleted and added again",
-                self.name
-            );
-            self.set_trouble(Some(format!("internal error: {what}")));
-            self.detach();
-            self.control.send(Command::Poisoned(self.id));
-        }
-    }
-
-    /// Makes the control thread panic while it serves this port.
-    #[cfg(feature = "fault-injection")]
-    pub fn inject_control_panic(&self) {
-        self.control.send(Command::Panic(self.id));
-    }
-
-    // ---- Main: questions -----------------------------------------------------------------------
-
-    /// A guest is there and its first queue pair moves packets.
-    pub fn carrier(&self) -> bool {
-        self.attached.load(Ordering::Relaxed)
-    }
-
-    /// Whether it makes sense to poll this queue. Queue 0 always does, as on stock ports.
-    pub fn rxq_enabled(&self, queue: u16) -> bool {
-        let from_guest = 2 * usize::from(queue) + 1;
-        queue == 0
-            || self
-                .usable
-                .get(from_guest)
-                .is_some_and(|u| u.load(Ordering::Relaxed))
-    }
-
-    /// The queue of packets from the guest. Its address stays for the port's life.
-    pub fn rx_queue(&self, queue: u16) -> Option<&Queue> {
-        self.queues.get(2 * usize::from(queue) + 1)
-    }
-
-    /// The `status` column: the stock keys in the stock format, and beside them why something is wrong.
-    pub fn status(&self, emit: &mut dyn FnMut(&str, &str)) {
-        let connected = self.carrier();
-        emit("mode", self.mode.name());
-        emit("status", if connected { "connected" } else { "disconnected" });
-        let wrong: Vec<String> = self
-            .complaints
-            .lock()
-            .iter()
-            .cloned()
-            .chain(self.trouble.lock().clone())
-            .collect();
-        if !wrong.is_empty() {
-            emit("error", &wrong.join("; "));
-        }
-        if !connected {
-            return;
-        }
-        let link = self.link.lock().clone();
-        emit("socket", &self.path());
-        emit("features", &format!("0x{:016x}", link.features.0));
-        if let Some(mtu) = link.mtu {
-            emit("mtu", &mtu.to_string());
-        }
-        if let Some(numa) = link.numa {
-            emit("numa", &numa.to_string());
-        }
-        emit(
-            "num_of_vrings",
-            &link.vring_sizes.len().next_multiple_of(2).to_string(),
-        );
-        for (index, size) in link.vring_sizes.iter().enumerate() {
-            emit(&format!("vring_{index}_size"), &size.to_string());
-        }
-        for fault in self.all_faults() {
-            emit(&format!("vring_{}_error", fault.vring), &fault.reason.to_string());
-        }
-    }
-
-    /// The standard counters.
-    pub fn stats(&self) -> Stats {
-        Stats::of(self.live_queues(), &self.drops)
-    }
-
-    /// The named counters: the stock ones in the stock order.
-    pub fn custom_stats(&self, emit: &mut dyn FnMut(&str, u64)) {
-        super::stats::custom(self.live_queues(), &self.drops, emit);
-    }
-
-    fn live_queues(&self) -> &[Queue] {
-        let pairs = self.requested.lock().n_rxq;
-        self.queues.get(..2 * usize::from(pairs)).unwrap_or(&self.queues)
-    }
-
-    // ---- Poll threads --------------------------------------------------------------------------
-
-    /// Sends packets to the guest by one of the queues Open vSwitch knows. What cannot be sent is
-    /// counted; the caller frees all. Says whether it had to wait for another thread's burst.
-    #[inline]
-    pub fn send(&self, name: u16, slots: &[TxSlot<'_>]) -> bool {
-        let Sent {
-            packets, contended, ..
-        } = self.deliver(name, slots);
-        if packets < slots.len() {
-            self.drops.unsent(slots.len() - packets);
-        }
-        contended
-    }
-
-    /// What reached the guest.
-    fn deliver(&self, name: u16, slots: &[TxSlot<'_>]) -> Sent {
-        let mut all = Sent::default();
-        if !self.open.load(Ordering::Relaxed) {
-            return all;
-        }
-        let Some(queue) = self
-            .tx_map
-            .queue(name)
-            .and_then(|q| self.queues.get(2 * usize::from(q)))
-        else {
-            return all;
-        };
-        let (max_frame, retries) = (
-            self.max_frame.load(Ordering::Relaxed),
-            self.tx_retries.load(Ordering::Relaxed),
-        );
-        let mut tried = 0;
-        // One run, unless a frame is too long for the MTU: then what lies between such frames.
-        for run in slots
-            .split(|slot| slot.len() > max_frame)
-            .filter(|run| !run.is_empty())
-        {
-            let sent = queue.enqueue(run, retries);
-            tried += run.len();
-            all.packets += sent.packets;
-            all.retries += sent.retries;
-            all.contended |= sent.contended;
-        }
-        self.drops.retries(all.retries);
-        self.drops.reasons(slots.len() - tried, tried - all.packets);
-        all
-    }
-
-    // ---- The control thread --------------------------------------------------------------------
-
-    pub(super) fn id(&self) -> PortId {
-        self.id
-    }
-
-    /// The name Open vSwitch knows it by.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    pub(super) fn path(&self) -> String {
-        self.path.lock().clone()
-    }
-
-    /// A vring index is checked where it is decoded: it is below twice [`MAX_QUEUE_PAIRS`].
-    pub(super) fn queue(&self, vring: u16) -> &Queue {
-        &self.queues[usize::from(vring)]
-    }
-
-    /// The first queue pair of a front-end that spoke of `pairs` runs.
-    pub(super) fn attach(&self, link: Link, pairs: u16) {
-        let mut requested = self.requested.lock();
-        let wanted = Topology {
-            n_rxq: pairs.max(1),
-            n_txq: pairs.max(1),
-            mtu: requested.mtu,
-            numa: link.numa.unwrap_or(requested.numa),
-            attached: true,
-        };
-        let reconfigure = *requested != wanted;
-        *requested = wanted;
-        drop(requested);
-        let news = std::mem::replace(&mut *self.link.lock(), link.clone()) != link;
-        let first = !self.attached.swap(true, Ordering::Relaxed);
-        self.reopen();
-        if reconfigure {
-            self.request_reconfigure();
-        }
-        if first || news {
-            self.changed();
-        }
-    }
-
-    /// The front-end is gone, or its first queue pair does not run any more.
-    pub(super) fn detach(&self) {
-        if self.attached.swap(false, Ordering::Relaxed) {
-            self.reopen();
-            self.changed();
-        }
-    }
-
-    /// A vring runs and is enabled, or no more.
-    pub(super) fn set_usable(&self, vring: u16, usable: bool) {
-        let index = usize::from(vring);
-        if self.usable[index].swap(usable, Ordering::Relaxed) == usable {
-            return;
-        }
-        if vring % 2 == 0 {
-            self.tx_map
-                .rebuild(|q| self.usable[2 * usize::from(q)].load(Ordering::Relaxed));
-        } else {
-            // Poll threads read again which queues to poll.
-            self.changed();
-        }
-    }
-
-    /// What the connection suffers from, for `status`.
-    pub(super) fn set_trouble(&self, trouble: Option<String>) {
-        if std::mem::replace(&mut *self.trouble.lock(), trouble.clone()) != trouble {
-            self.changed();
-        }
-    }
-
-    pub(super) fn has_faults(&self) -> bool {
-        // Acquire: pairs with the waker's store.
-        self.faults.load(Ordering::Acquire)
-    }
-
-    /// The vrings that are broken, and why. From here on a new one is news again.
-    pub(super) fn take_faults(&self) -> Vec<RingFault> {
-        self.faults.store(false, Ordering::Release);
-        self.changed();
-        self.all_faults()
-    }
-
-    fn all_faults(&self) -> Vec<RingFault> {
-        self.queues.iter().filter_map(Queue::fault).collect()
-    }
-
-    fn reopen(&self) {
+    pub(super) fn reopen(&self) {
         let open = self.up.load(Ordering::Relaxed)
             && self.attached.load(Ordering::Relaxed)
             && !self.poisoned.load(Ordering::Relaxed);
         self.open.store(open, Ordering::Relaxed);
     }
 
-    fn changed(&self) {
+    pub(super) fn changed(&self) {
         if let Some(host) = &*self.host.lock() {
             host.changed();
         }
     }
 
-    fn request_reconfigure(&self) {
+    pub(super) fn request_reconfigure(&self) {
         if let Some(host) = &*self.host.lock() {
             host.request_reconfigure();
         }

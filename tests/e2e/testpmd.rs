@@ -22,6 +22,8 @@ pub struct Device {
     pub listens: bool,
     /// Offer mergeable receive buffers.
     pub mergeable: bool,
+    /// Use packed rings.
+    pub packed: bool,
 }
 
 /// Counters of one testpmd port.
@@ -102,9 +104,9 @@ impl Testpmd {
 impl Device {
     fn argument(&self, index: usize) -> String {
         let server = if self.listens { ",server=1" } else { "" };
-        let mergeable = u8::from(self.mergeable);
+        let (mergeable, packed) = (u8::from(self.mergeable), u8::from(self.packed));
         let path = self.path.display();
-        format!("--vdev=net_virtio_user{index},path={path}{server},queues=1,mrg_rxbuf={mergeable}")
+        format!("--vdev=net_virtio_user{index},path={path}{server},queues=1,mrg_rxbuf={mergeable},packed_vq={packed}")
     }
 }
 

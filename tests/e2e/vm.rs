@@ -47,6 +47,8 @@ pub struct Spec {
     pub queues: u16,
     /// MTU that the device tells the guest, and that the guest sets.
     pub mtu: u16,
+    /// Packed rings.
+    pub packed: bool,
 }
 
 /// A running guest.
@@ -351,8 +353,9 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         .args([
             "-device",
             &format!(
-                "virtio-net-pci,netdev=net,mac={},vectors=0{multiqueue}{host_mtu}",
-                mac(spec.id)
+                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}",
+                mac(spec.id),
+                if spec.packed { "on" } else { "off" }
             ),
         ]);
     command

@@ -9,23 +9,39 @@ use crate::testpmd::{self, Counters, Device, Testpmd};
 use crate::wait;
 
 pub fn client_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, true)
+    packet_loop(ctx, Kind::Client, true, false)
 }
 
 pub fn client_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, false)
+    packet_loop(ctx, Kind::Client, false, false)
 }
 
 pub fn server_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, true)
+    packet_loop(ctx, Kind::Server, true, false)
 }
 
 pub fn server_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, false)
+    packet_loop(ctx, Kind::Server, false, false)
+}
+
+pub fn client_packed_mergeable(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, true, true)
+}
+
+pub fn client_packed_plain(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, false, true)
+}
+
+pub fn server_packed_mergeable(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Server, true, true)
+}
+
+pub fn server_packed_plain(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Server, false, true)
 }
 
 /// Two ports, cross-connected by two flows; testpmd forwards between its two devices, so packets go round for ever.
-fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool) -> Result<()> {
+fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool, packed: bool) -> Result<()> {
     let mut world = World::new(&ctx.settings, &ctx.dir, true)?;
     let ports = [world.add_port(kind, "vhost1")?, world.add_port(kind, "vhost2")?];
     world.ovs.ofctl("del-flows br0")?;
@@ -40,10 +56,12 @@ fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool) -> Result<()> {
         path: port.socket.clone(),
         listens: kind == Kind::Client,
         mergeable,
+        packed,
     };
     let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
     for port in &ports {
         world.ovs.wait_link(&port.name, true, PATIENCE)?;
+        world.check_packed(port, packed)?;
     }
     ctx.step("loop");
     // 64 packets in each direction: fewer than a ring has room for, so nobody has a reason to drop one.

@@ -76,6 +76,12 @@ const CASES: &[Case] = &[
         &[Need::Guests, Need::NoDpdkTree],
         vm::no_dpdk_build,
     ),
+    plugin("vm/packed", &[Need::Guests], vm::packed),
+    plugin(
+        "vm/packed-vswitchd-killed",
+        &[Need::Guests],
+        vm::packed_vswitchd_killed,
+    ),
     plugin("vm/no-hugepages", &[Need::Guests], vm::no_hugepages),
     plugin(
         "vm/dpdk/server-and-client",
@@ -114,6 +120,26 @@ const CASES: &[Case] = &[
         dpdk::server_mergeable,
     ),
     both("dpdk/loop-server-plain", &[Need::Testpmd], dpdk::server_plain),
+    both(
+        "dpdk/loop-client-packed-mergeable",
+        &[Need::Testpmd],
+        dpdk::client_packed_mergeable,
+    ),
+    both(
+        "dpdk/loop-client-packed-plain",
+        &[Need::Testpmd],
+        dpdk::client_packed_plain,
+    ),
+    both(
+        "dpdk/loop-server-packed-mergeable",
+        &[Need::Testpmd],
+        dpdk::server_packed_mergeable,
+    ),
+    both(
+        "dpdk/loop-server-packed-plain",
+        &[Need::Testpmd],
+        dpdk::server_packed_plain,
+    ),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],

@@ -16,22 +16,43 @@ use crate::wait;
 pub const UNDISTURBED: Duration = Duration::from_millis(1500);
 
 pub fn server_and_client(ctx: &Ctx) -> Result<()> {
-    two_guests(ctx, [Kind::Server, Kind::Client], false)
+    two_guests(ctx, [Kind::Server, Kind::Client], Guest::new(0), false)
 }
 
 pub fn server_and_client_dpdk(ctx: &Ctx) -> Result<()> {
-    two_guests(ctx, [Kind::Server, Kind::Client], true)
+    two_guests(ctx, [Kind::Server, Kind::Client], Guest::new(0), true)
 }
 
 pub fn client_and_client(ctx: &Ctx) -> Result<()> {
-    two_guests(ctx, [Kind::Client, Kind::Client], false)
+    two_guests(ctx, [Kind::Client, Kind::Client], Guest::new(0), false)
+}
+
+/// A guest with packed rings, unless it says otherwise.
+fn packed_guest() -> Guest {
+    Guest {
+        packed: true,
+        ..Guest::new(0)
+    }
+}
+
+/// Both guests negotiate packed rings.
+pub fn packed(ctx: &Ctx) -> Result<()> {
+    two_guests(ctx, [Kind::Server, Kind::Client], packed_guest(), false)
+}
+
+/// QEMU cannot say where a packed ring stood when its back-end died.
+pub fn packed_vswitchd_killed(ctx: &Ctx) -> Result<()> {
+    killed_and_started(ctx, packed_guest(), false)
 }
 
 /// Ping, TCP load both ways with every packet accounted for, and content that arrives as it was sent.
-fn two_guests(ctx: &Ctx, kinds: [Kind; 2], dpdk: bool) -> Result<()> {
+fn two_guests(ctx: &Ctx, kinds: [Kind; 2], guest: Guest, dpdk: bool) -> Result<()> {
     let world = World::new(&ctx.settings, &ctx.dir, dpdk)?;
     ctx.step("boot");
-    let (ports, vms) = world.boot(&kinds, Guest::new(0))?;
+    let (ports, vms) = world.boot(&kinds, guest)?;
+    for port in &ports {
+        world.check_packed(port, guest.packed)?;
+    }
     all_traffic(ctx, &world, &ports, &vms, 1)?;
     check_status(&world, &ports)?;
     world.finish(&[])
@@ -209,19 +230,22 @@ pub fn guest_reboot(ctx: &Ctx) -> Result<()> {
 }
 
 pub fn vswitchd_killed(ctx: &Ctx) -> Result<()> {
-    killed_and_started(ctx, false)
+    killed_and_started(ctx, Guest::new(0), false)
 }
 
 pub fn vswitchd_killed_dpdk(ctx: &Ctx) -> Result<()> {
-    killed_and_started(ctx, true)
+    killed_and_started(ctx, Guest::new(0), true)
 }
 
 /// vswitchd dies under running pings, three times, and everybody gets their traffic back untouched.
-fn killed_and_started(ctx: &Ctx, dpdk: bool) -> Result<()> {
+fn killed_and_started(ctx: &Ctx, guest: Guest, dpdk: bool) -> Result<()> {
     let mut world = World::new(&ctx.settings, &ctx.dir, dpdk)?;
     ctx.step("boot");
     let kinds = [Kind::Server, Kind::Client];
-    let (ports, vms) = world.boot(&kinds, Guest::new(0))?;
+    let (ports, vms) = world.boot(&kinds, guest)?;
+    for port in &ports {
+        world.check_packed(port, guest.packed)?;
+    }
     wait_reachable(&vms[0], 2)?;
     for round in 1..=3 {
         // Each guest pings the observer, so each outage is of one port; the first also pings the other guest.

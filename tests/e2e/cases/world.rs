@@ -80,6 +80,8 @@ pub struct Guest {
     pub queues: u16,
     /// MTU.
     pub mtu: u16,
+    /// Packed rings.
+    pub packed: bool,
 }
 
 impl Guest {
@@ -89,6 +91,7 @@ impl Guest {
             id,
             queues: 1,
             mtu: 1500,
+            packed: false,
         }
     }
 }
@@ -154,6 +157,15 @@ impl World {
         Ok(port)
     }
 
+    /// Holds if the rings of a connected port are packed, or are not, as they should be.
+    pub fn check_packed(&self, port: &Port, packed: bool) -> Result<()> {
+        let status = self.ovs.status(&port.name)?;
+        let features = status.get("features").context("no features in the status")?;
+        let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
+        ensure!((bits >> 34 & 1 == 1) == packed, "{}: features {features}", port.name);
+        Ok(())
+    }
+
     /// Starts a guest on `port`.
     pub fn start_guest(&self, port: &Port, guest: Guest) -> Result<Vm> {
         let spec = Spec {
@@ -167,6 +179,7 @@ impl World {
             },
             queues: guest.queues,
             mtu: guest.mtu,
+            packed: guest.packed,
         };
         self.start_spec(spec)
     }

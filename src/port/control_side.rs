@@ -1,0 +1,102 @@
+//! A port as the control thread uses it: what its front-end makes of it is published here.
+
+use std::sync::atomic::Ordering;
+
+use crate::datapath::{Queue, RingFault};
+
+use super::options::Mode;
+use super::shared::{Link, Port, PortId, Topology};
+
+impl Port {
+    pub(super) fn id(&self) -> PortId {
+        self.id
+    }
+
+    /// The name Open vSwitch knows it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(super) fn path(&self) -> String {
+        self.path.lock().clone()
+    }
+
+    /// A vring index is checked where it is decoded: it is below twice [`MAX_QUEUE_PAIRS`].
+    pub(super) fn queue(&self, vring: u16) -> &Queue {
+        &self.queues[usize::from(vring)]
+    }
+
+    /// The first queue pair of a front-end that spoke of `pairs` runs.
+    pub(super) fn attach(&self, link: Link, pairs: u16) {
+        let mut requested = self.requested.lock();
+        let wanted = Topology {
+            n_rxq: pairs.max(1),
+            n_txq: pairs.max(1),
+            mtu: requested.mtu,
+            numa: link.numa.unwrap_or(requested.numa),
+            attached: true,
+        };
+        let reconfigure = *requested != wanted;
+        *requested = wanted;
+        drop(requested);
+        let news = std::mem::replace(&mut *self.link.lock(), link.clone()) != link;
+        let first = !self.attached.swap(true, Ordering::Relaxed);
+        self.reopen();
+        if reconfigure {
+            self.request_reconfigure();
+        }
+        if first || news {
+            self.changed();
+        }
+    }
+
+    /// The front-end is gone, or its first queue pair does not run any more.
+    pub(super) fn detach(&self) {
+        if self.attached.swap(false, Ordering::Relaxed) {
+            self.reopen();
+            self.changed();
+        }
+    }
+
+    /// A vring runs and is enabled, or no more.
+    pub(super) fn set_usable(&self, vring: u16, usable: bool) {
+        let index = usize::from(vring);
+        if self.usable[index].swap(usable, Ordering::Relaxed) == usable {
+            return;
+        }
+        if vring % 2 == 0 {
+            self.tx_map
+                .rebuild(|q| self.usable[2 * usize::from(q)].load(Ordering::Relaxed));
+        } else {
+            // Poll threads read again which queues to poll.
+            self.changed();
+        }
+    }
+
+    /// What the connection suffers from, for `status`.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        if std::mem::replace(&mut *self.trouble.lock(), trouble.clone()) != trouble {
+            self.changed();
+        }
+    }
+
+    pub(super) fn has_faults(&self) -> bool {
+        // Acquire: pairs with the waker's store.
+        self.faults.load(Ordering::Acquire)
+    }
+
+    /// The vrings that are broken, and why. From here on a new one is news again.
+    pub(super) fn take_faults(&self) -> Vec<RingFault> {
+        self.faults.store(false, Ordering::Release);
+        self.changed();
+        self.all_faults()
+    }
+
+    pub(super) fn all_faults(&self) -> Vec<RingFault> {
+        self.queues.iter().filter_map(Queue::fault).collect()
+    }
+}

@@ -1,0 +1,57 @@
+//! A port as poll threads use it: packets towards the guest. Packets from it come straight out of
+//! [`Queue::dequeue`](crate::datapath::Queue::dequeue).
+
+use std::sync::atomic::Ordering;
+
+use crate::datapath::{Sent, TxSlot};
+
+use super::shared::Port;
+
+impl Port {
+    /// Sends packets to the guest by one of the queues Open vSwitch knows. What cannot be sent is
+    /// counted; the caller frees all. Says whether it had to wait for another thread's burst.
+    #[inline]
+    pub fn send(&self, name: u16, slots: &[TxSlot<'_>]) -> bool {
+        let Sent {
+            packets, contended, ..
+        } = self.deliver(name, slots);
+        if packets < slots.len() {
+            self.drops.unsent(slots.len() - packets);
+        }
+        contended
+    }
+
+    /// What reached the guest.
+    fn deliver(&self, name: u16, slots: &[TxSlot<'_>]) -> Sent {
+        let mut all = Sent::default();
+        if !self.open.load(Ordering::Relaxed) {
+            return all;
+        }
+        let Some(queue) = self
+            .tx_map
+            .queue(name)
+            .and_then(|q| self.queues.get(2 * usize::from(q)))
+        else {
+            return all;
+        };
+        let (max_frame, retries) = (
+            self.max_frame.load(Ordering::Relaxed),
+            self.tx_retries.load(Ordering::Relaxed),
+        );
+        let mut tried = 0;
+        // One run, unless a frame is too long for the MTU: then what lies between such frames.
+        for run in slots
+            .split(|slot| slot.len() > max_frame)
+            .filter(|run| !run.is_empty())
+        {
+            let sent = queue.enqueue(run, retries);
+            tried += run.len();
+            all.packets += sent.packets;
+            all.retries += sent.retries;
+            all.contended |= sent.contended;
+        }
+        self.drops.retries(all.retries);
+        self.drops.reasons(slots.len() - tried, tried - all.packets);
+        all
+    }
+}
