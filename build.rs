@@ -21,7 +21,13 @@ mod plugin {
     use std::process::Command;
 
     /// The shim's sources and headers, in `c-shim/`.
-    const SOURCES: [&str; 3] = ["host.c", "netdev_class.c", "packet.c"];
+    const SOURCES: [&str; 5] = [
+        "host.c",
+        "netdev_class.c",
+        "packet.c",
+        "packet_source.c",
+        "stats.c",
+    ];
     const HEADERS: [&str; 2] = ["ovs_vhost.h", "shim.h"];
 
     pub fn build() -> Result<(), String> {

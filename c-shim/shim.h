@@ -2,6 +2,8 @@
  *
  *   - host.c: Open vSwitch's services for Rust, and the plugin's registration.
  *   - netdev_class.c: the two netdev classes over "struct ovsv_entries".
+ *   - stats.c: a port's counters in Open vSwitch's structures.
+ *   - packet_source.c: the memory that received packets are made of.
  *   - packet.c: packets, mbufs and batches; nothing else looks inside one.
  *
  * Rust sees none of this; its border is ovs_vhost.h. */
@@ -32,9 +34,23 @@ bool netdev_vhost_with_port(const char *name,
                             void (*cb)(struct ovsv_port *, void *aux),
                             void *aux);
 
-/* packet.c: where the packets that a port receives come from. */
+/* stats.c */
+
+void port_get_stats(const struct ovsv_port *, struct netdev_stats *);
+void port_get_custom_stats(const struct ovsv_port *,
+                           struct netdev_custom_stats *);
+
+/* packet_source.c */
+
+/* What tunnels may push in front of a packet: an mbuf cannot grow. */
+#ifdef DPDK_NETDEV
+#define PACKET_HEADROOM RTE_PKTMBUF_HEADROOM
+#else
+#define PACKET_HEADROOM 128
+#endif
 
 struct packet_pool;
+struct rte_mempool;
 
 enum packet_source_kind {
     SOURCE_HELD,                /* From nowhere: nothing is received. */
@@ -45,6 +61,7 @@ enum packet_source_kind {
 struct packet_source {
     enum packet_source_kind kind;
     struct packet_pool *pool;   /* SOURCE_POOL only, with a share of it. */
+    struct rte_mempool *mp;     /* Its mbufs. */
     int share;                  /* mbufs of 'pool' that this port counts on. */
     uint32_t room;              /* Bytes that fit in a packet. */
     bool exhausted;             /* Held because there was no memory. */

@@ -162,7 +162,11 @@ impl World {
         let status = self.ovs.status(&port.name)?;
         let features = status.get("features").context("no features in the status")?;
         let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
-        ensure!((bits >> 34 & 1 == 1) == packed, "{}: features {features}", port.name);
+        ensure!(
+            (bits >> 34 & 1 == 1) == packed,
+            "{}: features {features}",
+            port.name
+        );
         Ok(())
     }
 
