@@ -29,23 +29,22 @@ impl<const SET: usize> PackedRing<SET> {
                 let Some(slot) = slots.get_mut(frames) else {
                     break 'burst;
                 };
+                // Length 0: the device wrote nothing into a buffer that it only reads.
                 let taken = match plan {
-                    Plan::Direct(buffer) => {
-                        let extent = Extent { descs: 1, last: id };
-                        Ok((take::<Bits<SET>>(buffer, slot), extent))
-                    }
+                    Plan::Direct(buffer) => staged
+                        .push(Used { id, descs: 1, len: 0 })
+                        .map(|()| (take::<Bits<SET>>(buffer, slot), 1)),
                     Plan::Walk(first) => {
                         let mut chain = Chain::new(mem, at.index, first, Bits::<SET>::INDIRECT);
-                        gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work)
-                            .and_then(|taken| Ok((taken, chain.finish(&mut cursor)?)))
+                        gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work).and_then(|taken| {
+                            let Extent { descs, last: id } = chain.finish(&mut cursor)?;
+                            staged.push(Used { id, descs, len: 0 })?;
+                            Ok((taken, descs))
+                        })
                     }
                     Plan::Beyond => break 'burst,
                 };
-                // Length 0: the device wrote nothing into a buffer that it only reads.
-                let staged = taken.and_then(|(taken, Extent { descs, last: id })| {
-                    staged.push(Used { id, descs, len: 0 }).map(|()| (taken, descs))
-                });
-                match staged {
+                match taken {
                     Ok((taken, descs)) => {
                         frames += taken.count(slot, &mut tally);
                         at = at.advance(descs, mem.size());
