@@ -28,7 +28,8 @@ pub(super) const OFFERED: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_RING_F_INDIRECT_DESC)
     .with(features::VIRTIO_RING_F_EVENT_IDX)
     .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
-    .with(features::VIRTIO_F_VERSION_1);
+    .with(features::VIRTIO_F_VERSION_1)
+    .with(features::VIRTIO_F_RING_PACKED);
 
 /// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
 const DRIVER_OK: u8 = 4;
