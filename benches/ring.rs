@@ -1,6 +1,6 @@
 //! How long does one packet take, on the poll thread alone, when nothing has to come from another core?
 //!
-//! Bursts of 32 over a split ring of 256, the model driver on the same thread and outside the measured time.
+//! Bursts of 32 over a ring of 256, split or packed, the model driver on the same thread and outside the measured time.
 //! What is measured is one `Queue::dequeue` or `Queue::enqueue` per 32 packets: gate, ring, checks, copy, counters,
 //! publication; no call eventfd. The machine's clock runs at its own rate: compare runs on one machine only.
 //!
@@ -11,14 +11,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{criterion_group, criterion_main, BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 
 use ovs_vhost::datapath::{Direction, Queue, TxSlot, BURST};
-use ovs_vhost::model::{Net, Pool};
+use ovs_vhost::model::{Driver, Net, PackedDriver, Pool, Virtqueue};
 use ovs_vhost::virtio::features::{
-    Features, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX,
+    Features, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
 };
+
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
 const RING: u16 = 256;
 const ROOM: u32 = 2048;
@@ -26,19 +29,26 @@ const ROOM: u32 = 2048;
 const STRIDE: usize = 2240;
 const SIZES: [usize; 3] = [64, 512, 1518];
 
-/// Without and with mergeable buffers; the rest is what Linux and DPDK guests negotiate.
-const FEATURES: [(&str, Features); 2] = {
-    let common = VIRTIO_F_VERSION_1
-        .with(VIRTIO_RING_F_EVENT_IDX)
-        .with(VIRTIO_RING_F_INDIRECT_DESC);
-    [
-        ("split", common),
-        ("split-mergeable", common.with(VIRTIO_NET_F_MRG_RXBUF)),
-    ]
-};
+/// What Linux and DPDK guests negotiate beside mergeable buffers.
+const COMMON: Features = VIRTIO_F_VERSION_1
+    .with(VIRTIO_RING_F_EVENT_IDX)
+    .with(VIRTIO_RING_F_INDIRECT_DESC);
 
-fn started(direction: Direction, features: Features) -> (Queue, Net) {
-    let net = Net::new(RING, ROOM, features);
+/// Without and with mergeable buffers.
+const SPLIT: [(&str, Features); 2] = [
+    ("split", COMMON),
+    ("split-mergeable", COMMON.with(VIRTIO_NET_F_MRG_RXBUF)),
+];
+const PACKED: [(&str, Features); 2] = [
+    ("packed", COMMON.with(VIRTIO_F_RING_PACKED)),
+    (
+        "packed-mergeable",
+        COMMON.with(VIRTIO_F_RING_PACKED).with(VIRTIO_NET_F_MRG_RXBUF),
+    ),
+];
+
+fn started<D: Virtqueue>(direction: Direction, features: Features) -> (Queue, Net<D>) {
+    let net: Net<D> = Net::new(RING, ROOM, features);
     let queue = Queue::new(direction, Arc::new(|| {}));
     queue
         .start(net.driver.config(0))
@@ -48,10 +58,10 @@ fn started(direction: Direction, features: Features) -> (Queue, Net) {
 }
 
 /// Runs `bursts` bursts, timing only `burst`; `prepare` is the driver's work to fill a ring for them.
-fn timed(
+fn timed<D: Virtqueue>(
     bursts: u64,
-    net: &mut Net,
-    prepare: impl Fn(&mut Net),
+    net: &mut Net<D>,
+    prepare: impl Fn(&mut Net<D>),
     mut burst: impl FnMut() -> usize,
 ) -> Duration {
     let per_ring = u64::from(RING) / BURST as u64;
@@ -76,29 +86,40 @@ fn timed(
 fn dequeue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dequeue");
     group.throughput(Throughput::Elements(BURST as u64));
-    for (name, features) in FEATURES {
+    dequeue_cases::<Driver>(&mut group, SPLIT);
+    dequeue_cases::<PackedDriver>(&mut group, PACKED);
+    group.finish();
+}
+
+fn dequeue_cases<D: Virtqueue>(group: &mut Group<'_>, cases: [(&'static str, Features); 2]) {
+    for (name, features) in cases {
         for size in SIZES {
-            let (queue, mut net) = started(Direction::Dequeue, features);
+            let (queue, mut net) = started::<D>(Direction::Dequeue, features);
             let frame = vec![0x5a; size];
             let mut pool = Pool::new(BURST, STRIDE);
             let mut slots = pool.slots();
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
                 bencher.iter_custom(|bursts| {
-                    let prepare = |net: &mut Net| while net.send(&frame) {};
+                    let prepare = |net: &mut Net<D>| while net.send(&frame) {};
                     timed(bursts, &mut net, prepare, || queue.dequeue(&mut slots))
                 });
             });
         }
     }
-    group.finish();
 }
 
 fn enqueue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("enqueue");
     group.throughput(Throughput::Elements(BURST as u64));
-    for (name, features) in FEATURES {
+    enqueue_cases::<Driver>(&mut group, SPLIT);
+    enqueue_cases::<PackedDriver>(&mut group, PACKED);
+    group.finish();
+}
+
+fn enqueue_cases<D: Virtqueue>(group: &mut Group<'_>, cases: [(&'static str, Features); 2]) {
+    for (name, features) in cases {
         for size in SIZES {
-            let (queue, mut net) = started(Direction::Enqueue, features);
+            let (queue, mut net) = started::<D>(Direction::Enqueue, features);
             let pool = vec![0x5a_u8; BURST * STRIDE];
             let slots: Vec<TxSlot<'_>> = pool
                 .chunks(STRIDE)
@@ -106,7 +127,7 @@ fn enqueue(criterion: &mut Criterion) {
                 .collect();
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
                 bencher.iter_custom(|bursts| {
-                    let prepare = |net: &mut Net| {
+                    let prepare = |net: &mut Net<D>| {
                         net.supply(usize::from(RING));
                     };
                     timed(bursts, &mut net, prepare, || queue.enqueue(&slots, 0).packets)
@@ -114,13 +135,18 @@ fn enqueue(criterion: &mut Criterion) {
             });
         }
     }
-    group.finish();
 }
 
 /// What a poll thread pays for a queue that has nothing for it.
 fn idle(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("idle");
-    let (queue, _net) = started(Direction::Dequeue, FEATURES[0].1);
+    let (queue, _net) = started::<PackedDriver>(Direction::Dequeue, PACKED[0].1);
+    let mut pool = Pool::new(BURST, STRIDE);
+    let mut slots = pool.slots();
+    group.bench_function("empty-packed", |bencher| {
+        bencher.iter(|| queue.dequeue(&mut slots))
+    });
+    let (queue, _net) = started::<Driver>(Direction::Dequeue, SPLIT[0].1);
     let mut pool = Pool::new(BURST, STRIDE);
     let mut slots = pool.slots();
     group.bench_function("empty", |bencher| bencher.iter(|| queue.dequeue(&mut slots)));

@@ -29,6 +29,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "virtio/ring.rs",
         "reads and writes ring structures in guest memory",
     ),
+    (
+        "virtio/packed_ring.rs",
+        "reads and writes descriptors in guest memory",
+    ),
     ("datapath/gate.rs", "lends the ring to whoever holds the gate"),
     ("datapath/call.rs", "writes the call eventfd, its one system call"),
     ("datapath/slot.rs", "packet memory lent by the host"),

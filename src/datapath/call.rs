@@ -3,21 +3,31 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-/// Tells a driver that it has used buffers.
+use super::counters::Counters;
+
+/// Tells a driver that it has used buffers, unless it gave no eventfd for that because it polls.
 #[derive(Debug)]
-pub(super) struct Call(Arc<OwnedFd>);
+pub(super) struct Call(Option<Arc<OwnedFd>>);
 
 impl Call {
     /// `fd` must be non-blocking, which the control thread sees to.
-    pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(fd: Option<Arc<OwnedFd>>) -> Self {
         Self(fd)
+    }
+
+    /// Whether the driver can be called. One that polls needs neither call nor barrier.
+    #[inline(always)]
+    pub(super) fn is_possible(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Adds one to the eventfd. A counter that is full is a call that the driver has yet to hear: nothing is lost.
     #[cold]
-    pub(super) fn signal(&self) {
+    pub(super) fn signal(&self, counters: &Counters) {
+        let Some(fd) = &self.0 else { return };
         let one = 1_u64.to_ne_bytes();
         // SAFETY: the descriptor is open while self owns it, and `one` holds the bytes to write.
-        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        counters.count_call();
     }
 }

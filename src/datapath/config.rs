@@ -30,8 +30,10 @@ pub struct RingConfig {
     pub driver: FrontendAddr,
     /// Used ring: the device's area (SET_VRING_ADDR).
     pub device: FrontendAddr,
-    /// Next avail index (SET_VRING_BASE).
-    pub base: u16,
+    /// Where the ring stands, as SET_VRING_BASE says it in the ring's layout. Split: the next avail index. Packed: the next
+    /// avail position in the lower half and the next used position in the upper, each an index with the wrap counter in
+    /// bit 15; the upper half may be left 0.
+    pub base: u32,
     /// What driver and device agreed on (SET_FEATURES).
     pub features: Features,
     /// The front-end's memory, kept mapped while the ring runs.
@@ -51,11 +53,15 @@ pub enum RingError {
         /// What is wrong with them.
         error: LayoutError,
     },
-    /// VIRTIO_F_RING_PACKED was negotiated, and no such ring exists here.
-    #[error("vring {index}: the packed layout is not supported")]
-    Packed {
+    /// What SET_VRING_BASE said is no position in a ring of this layout and size.
+    #[error("vring {index}: base {base:#x} is no position in its ring of {size}")]
+    Base {
         /// Vring index.
         index: u16,
+        /// What SET_VRING_BASE said.
+        base: u32,
+        /// Entries in the ring.
+        size: u16,
     },
     /// avail.idx is further ahead than the ring is long.
     #[error("vring {index}: avail index {avail} is more than {size} ahead of {next}")]
@@ -87,7 +93,7 @@ pub enum FaultReason {
     /// A chain breaks a rule.
     #[error("chain at head {head} (avail index {avail}): {error}")]
     Chain {
-        /// The avail index that the chain was found at.
+        /// The avail index that the chain was found at; in a packed ring its position, with the wrap counter in bit 15.
         avail: u16,
         /// Its first descriptor.
         head: u16,
@@ -111,8 +117,8 @@ pub struct RingFault {
 pub struct RingStatus {
     /// Entries.
     pub size: u16,
-    /// The next avail index to take.
+    /// The next avail index to take; in a packed ring with the wrap counter in bit 15.
     pub avail: u16,
-    /// The used index as last published.
+    /// The used index as last published, likewise.
     pub used: u16,
 }

@@ -1,7 +1,8 @@
 //! A queue that poll threads burst through while the control thread swaps rings under it.
 //!
 //! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
-//! `ring::Ring`, compiled once per feature set: `split` here, and other layouts beside it.
+//! `ring::Ring`, compiled once per feature set (`set`): `split` or `packed`. What they have in common is in `frame`,
+//! which moves frames between slots and chains, and `ahead`, which looks chains up before they are used.
 
 #![deny(
     clippy::unwrap_used,
@@ -19,13 +20,17 @@
     )
 )]
 
+mod ahead;
 mod call;
 mod config;
 mod counters;
+mod frame;
 mod gate;
+mod packed;
 mod queue;
 mod rarp;
 mod ring;
+mod set;
 mod slot;
 mod split;
 
@@ -34,3 +39,6 @@ pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
 pub use queue::{Queue, Sent, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot};
+
+#[cfg(all(test, not(loom)))]
+mod testing;

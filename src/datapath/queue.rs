@@ -95,12 +95,13 @@ impl Queue {
         })
     }
 
-    /// Stops the ring, if one runs, and says its next avail index, for GET_VRING_BASE. Waits for at most one burst.
-    pub fn stop(&self) -> Option<u16> {
+    /// Stops the ring, if one runs, and says where it stands, for GET_VRING_BASE (see [`RingConfig::base`]). Waits for
+    /// at most one burst.
+    pub fn stop(&self) -> Option<u32> {
         let ring = self.control(|state| state.ring.take());
         // Relaxed: for display.
         self.status.store(0, Ordering::Relaxed);
-        ring.map(|ring| ring.next_avail())
+        ring.map(|ring| ring.base())
     }
 
     /// Lets bursts move packets, or not (SET_VRING_ENABLE). Waits for at most one burst.

@@ -3,7 +3,7 @@
 use super::config::{RingConfig, RingError, RingFault};
 use super::counters::Counters;
 use super::slot::{RxSlot, TxSlot};
-use super::split;
+use super::{packed, split};
 use crate::virtio::features::VIRTIO_F_RING_PACKED;
 
 /// Frames that are looked up, prefetched, moved and published together.
@@ -20,8 +20,11 @@ pub(super) trait Ring: Send {
     /// Buffers that the driver made available and we have not taken.
     fn backlog(&self) -> u16;
 
-    /// The index of the next avail entry to take: what GET_VRING_BASE answers.
+    /// The next avail index to take, for display.
     fn next_avail(&self) -> u16;
+
+    /// What GET_VRING_BASE answers.
+    fn base(&self) -> u32;
 
     /// Entries.
     fn size(&self) -> u16;
@@ -50,8 +53,8 @@ pub(super) struct Burst {
 ///
 /// [`RingError`]; nothing in guest memory was changed then.
 pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
-    if config.features.contains(VIRTIO_F_RING_PACKED) {
-        return Err(RingError::Packed { index: config.index });
+    match config.features.contains(VIRTIO_F_RING_PACKED) {
+        true => packed::attach(config),
+        false => split::attach(config),
     }
-    split::attach(config)
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::memory::{GuestMemory, FRONTEND_OFFSET};
+use super::virtqueue::{Buffer, Virtqueue};
 use crate::datapath::RingConfig;
 use crate::memory::{FrontendAddr, GuestAddr};
 use crate::virtio::desc::{
@@ -13,17 +14,6 @@ use crate::virtio::desc::{
     VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use crate::virtio::features::Features;
-
-/// One buffer of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Its guest address.
-    pub addr: GuestAddr,
-    /// Its bytes.
-    pub len: u32,
-    /// Whether the device writes it.
-    pub write: bool,
-}
 
 /// A driver's end of one split ring.
 #[derive(Debug)]
@@ -42,9 +32,8 @@ pub struct Driver {
     next_used: u16,
 }
 
-impl Driver {
-    /// A ring of `size` entries at `at`, which must be aligned to 16, in fresh, zeroed memory.
-    pub fn new(memory: Arc<GuestMemory>, at: GuestAddr, size: u16, features: Features) -> Self {
+impl Virtqueue for Driver {
+    fn new(memory: Arc<GuestMemory>, at: GuestAddr, size: u16, features: Features) -> Self {
         let desc = at;
         let avail = GuestAddr(desc.0 + u64::from(desc_table_bytes(size)));
         let used = GuestAddr((avail.0 + u64::from(avail_bytes(size))).next_multiple_of(64));
@@ -64,13 +53,11 @@ impl Driver {
         }
     }
 
-    /// Bytes that a ring of `size` takes from its address on.
-    pub fn ring_bytes(size: u16) -> u64 {
+    fn ring_bytes(size: u16) -> u64 {
         u64::from(desc_table_bytes(size) + avail_bytes(size) + 64 + used_bytes(size))
     }
 
-    /// The ring as a front-end would describe it, with base 0 and no call eventfd.
-    pub fn config(&self, index: u16) -> RingConfig {
+    fn config(&self, index: u16) -> RingConfig {
         let frontend = |addr: GuestAddr| FrontendAddr(addr.0 + FRONTEND_OFFSET);
         RingConfig {
             index,
@@ -85,33 +72,19 @@ impl Driver {
         }
     }
 
-    /// The memory the ring is in.
-    pub fn memory(&self) -> &GuestMemory {
+    fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    /// What driver and device agreed on.
-    pub fn features(&self) -> Features {
+    fn features(&self) -> Features {
         self.features
     }
 
-    /// Descriptors in no chain.
-    pub fn free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// The descriptor that the next chain begins with, if there is one.
-    pub fn next_head(&self) -> Option<u16> {
+    fn next_id(&self) -> Option<u16> {
         self.free.last().copied()
     }
 
-    /// Makes a chain of these buffers available, once published. `None` if there are too few descriptors.
-    pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
+    fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         let chain = self.allocate(buffers.len())?;
         let descs = link(buffers, |position| chain.get(position).copied());
         for (index, desc) in chain.iter().zip(descs) {
@@ -120,8 +93,7 @@ impl Driver {
         self.make_available(chain)
     }
 
-    /// Makes a chain of these buffers available by way of an indirect table at `table`, once published.
-    pub fn add_indirect(&mut self, table: GuestAddr, buffers: &[Buffer]) -> Option<u16> {
+    fn add_indirect(&mut self, table: GuestAddr, buffers: &[Buffer]) -> Option<u16> {
         let chain = self.allocate(1)?;
         let descs = link(buffers, |position| u16::try_from(position).ok());
         for (position, desc) in (0_u64..).zip(&descs) {
@@ -141,13 +113,11 @@ impl Driver {
         self.make_available(chain)
     }
 
-    /// Lets the device see the chains added.
-    pub fn publish(&mut self) {
+    fn publish(&mut self) {
         self.set_avail_idx(self.next_avail);
     }
 
-    /// Takes back the next chain that the device has used.
-    pub fn reap(&mut self) -> Option<UsedElem> {
+    fn reap(&mut self) -> Option<UsedElem> {
         if self.used_idx() == self.next_used {
             return None;
         }
@@ -156,6 +126,18 @@ impl Driver {
         let chain = self.chains.get_mut(usize::try_from(used.id).ok()?)?;
         self.free.extend(chain.drain(..).rev());
         Some(used)
+    }
+}
+
+impl Driver {
+    /// Entries in the ring.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Descriptors in no chain.
+    pub fn free(&self) -> usize {
+        self.free.len()
     }
 
     /// The used entry that a free-running index falls on.

@@ -5,9 +5,13 @@
 mod driver;
 mod memory;
 mod net;
+mod packed;
 mod pool;
+mod virtqueue;
 
-pub use driver::{Buffer, Driver};
+pub use driver::Driver;
 pub use memory::{GuestMemory, FRONTEND_OFFSET};
 pub use net::Net;
+pub use packed::{PackedDesc, PackedDriver};
 pub use pool::Pool;
+pub use virtqueue::{Buffer, Virtqueue};

@@ -2,33 +2,34 @@
 
 use std::sync::Arc;
 
-use super::driver::{Buffer, Driver};
+use super::driver::Driver;
 use super::memory::GuestMemory;
+use super::virtqueue::{Buffer, Virtqueue};
 use crate::memory::GuestAddr;
 use crate::virtio::features::{Features, VIRTIO_NET_F_MRG_RXBUF};
 use crate::virtio::net_hdr;
 
 /// A network driver's receiveq or transmitq, with a buffer for each descriptor.
 #[derive(Debug)]
-pub struct Net {
+pub struct Net<D = Driver> {
     /// The ring below it.
-    pub driver: Driver,
+    pub driver: D,
     buffers: GuestAddr,
     room: u32,
     stride: u64,
 }
 
-impl Net {
+impl<D: Virtqueue> Net<D> {
     /// A ring of `size` entries in memory of its own, with buffers of `room` bytes, header included.
     pub fn new(size: u16, room: u32, features: Features) -> Self {
         // An odd number of cache lines from buffer to buffer, so that they do not fall into the same cache sets.
         let stride = (u64::from(room).div_ceil(64) | 1) * 64;
         let ring = GuestAddr(0x1000);
-        let buffers = GuestAddr((ring.0 + Driver::ring_bytes(size)).next_multiple_of(4096));
+        let buffers = GuestAddr((ring.0 + D::ring_bytes(size)).next_multiple_of(4096));
         let bytes = (buffers.0 - ring.0 + stride * u64::from(size)).next_multiple_of(4096);
         let memory = Arc::new(GuestMemory::new(bytes));
         Self {
-            driver: Driver::new(memory, ring, size, features),
+            driver: D::new(memory, ring, size, features),
             buffers,
             room,
             stride,
@@ -43,7 +44,7 @@ impl Net {
         }
     }
 
-    /// Where the buffer of descriptor `head` is.
+    /// Where the buffer of the chain `head` is.
     pub fn buffer(&self, head: u16) -> GuestAddr {
         GuestAddr(self.buffers.0 + self.stride * u64::from(head))
     }
@@ -53,7 +54,7 @@ impl Net {
         let len = u32::try_from(frame.len())
             .unwrap_or(u32::MAX)
             .saturating_add(self.header());
-        let Some(head) = self.driver.next_head().filter(|_| len <= self.room) else {
+        let Some(head) = self.driver.next_id().filter(|_| len <= self.room) else {
             return false;
         };
         let addr = self.buffer(head);
@@ -77,7 +78,7 @@ impl Net {
     pub fn supply(&mut self, count: usize) -> usize {
         let mut supplied = 0;
         while supplied < count {
-            let Some(head) = self.driver.next_head() else {
+            let Some(head) = self.driver.next_id() else {
                 break;
             };
             let buffer = Buffer {

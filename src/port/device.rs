@@ -28,7 +28,8 @@ pub(super) const OFFERED: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_RING_F_INDIRECT_DESC)
     .with(features::VIRTIO_RING_F_EVENT_IDX)
     .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
-    .with(features::VIRTIO_F_VERSION_1);
+    .with(features::VIRTIO_F_VERSION_1)
+    .with(features::VIRTIO_F_RING_PACKED);
 
 /// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
 const DRIVER_OK: u8 = 4;
@@ -38,7 +39,8 @@ const DRIVER_OK: u8 = 4;
 struct Vring {
     size: Option<u16>,
     address: Option<VringAddr>,
-    base: u16,
+    /// In the layout of the ring, see [`RingConfig::base`].
+    base: u32,
     /// The front-end has handed over the kick: the ring may start. Poll threads need no kick, so the
     /// descriptor itself is closed.
     kicked: bool,
@@ -271,12 +273,6 @@ impl PortDevice {
         Ok(Response::Done)
     }
 
-    fn set_base(&mut self, index: u16, base: u32) -> Result<Response, Refusal> {
-        let base = u16::try_from(base)
-            .map_err(|_| Refusal::new(format!("vring {index}: {base:#x} is no index of a split ring")))?;
-        self.change(index, |vring| vring.base = base)
-    }
-
     /// Stops the ring until the next kick (the specification's "ring is stopped").
     fn get_vring_base(&mut self, index: u16) -> Response {
         self.stop(index);
@@ -284,7 +280,7 @@ impl PortDevice {
         vring.kicked = false;
         Response::VringState {
             index,
-            num: u32::from(vring.base),
+            num: vring.base,
         }
     }
 
@@ -334,7 +330,7 @@ impl Device for PortDevice {
             Request::RemMemReg(desc) => self.remove_memory(&desc),
             Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
             Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
-            Request::SetVringBase { index, base } => self.set_base(index, base),
+            Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
             Request::SetVringKick { index, .. } => self.change(index, |v| v.kicked = true),
             Request::SetVringCall { index, fd } => {

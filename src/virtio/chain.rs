@@ -1,4 +1,4 @@
-//! One buffer: a chain of descriptors, walked once, in either direction (VIRTIO 1.2, 2.7.5).
+//! One buffer: a chain of descriptors, walked once, in either direction (VIRTIO 1.2, 2.7.5 and 2.8.6).
 //!
 //! Each descriptor is fetched once, as a value; that value is judged and then used. A walk ends after at
 //! most `size` buffers, however the descriptors refer to each other.
@@ -6,7 +6,6 @@
 use std::marker::PhantomData;
 
 use super::desc::{Desc, DESC_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use super::ring::SplitMem;
 use crate::memory::{Cursor, GuestAddr, GuestSlice};
 
 /// What a driver did wrong with a chain. The numbers are the driver's own.
@@ -56,6 +55,33 @@ pub enum ChainError {
     IndirectLength(u32),
 }
 
+/// A ring as chains see it: what split and packed rings differ in.
+pub trait DescRing {
+    /// Descriptors in the ring.
+    fn size(&self) -> u16;
+
+    /// A copy of descriptor `index`, fetched once, or `None` if the ring has no such descriptor.
+    fn desc(&self, index: u16) -> Option<Desc>;
+
+    /// The index of the descriptor behind `desc`, which is at `index` and has the NEXT flag.
+    fn following(&self, index: u16, desc: &Desc) -> u16;
+
+    /// Entry `index` of an indirect table of `entries`, from its bytes; `next` is an index of that table.
+    fn entry(bytes: [u8; DESC_SIZE as usize], index: u16, entries: u16) -> Desc;
+
+    /// Asks for descriptor `index`, of any value, to read it soon.
+    fn prefetch_desc(&self, index: u16);
+}
+
+/// What a chain takes of its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Descriptors of the ring, without those of an indirect table.
+    pub descs: u16,
+    /// `next` of the last of them: the buffer id, in a packed ring.
+    pub last: u16,
+}
+
 /// Which way a buffer's bytes go.
 pub trait Direction {
     /// What VIRTQ_DESC_F_WRITE must be in each descriptor.
@@ -90,13 +116,13 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
 
 /// Asks for what a walk from this first descriptor will read next.
 #[inline]
-pub fn prefetch_second(ring: &SplitMem, desc: &Desc, cursor: &mut Cursor<'_>) {
+pub fn prefetch_second<R: DescRing>(ring: &R, index: u16, desc: &Desc, cursor: &mut Cursor<'_>) {
     if desc.has(VIRTQ_DESC_F_INDIRECT) {
         if let Some(table) = cursor.prefix(desc.addr(), DESC_SIZE) {
             table.prefetch_read(0..DESC_SIZE);
         }
     } else if desc.has(VIRTQ_DESC_F_NEXT) {
-        ring.prefetch_desc(desc.next);
+        ring.prefetch_desc(ring.following(index, desc));
     }
 }
 
@@ -108,13 +134,14 @@ enum Table {
 }
 
 /// A walk along one chain.
-pub struct Chain<'m, D> {
-    ring: &'m SplitMem,
+pub struct Chain<'m, R, D> {
+    ring: &'m R,
     table: Table,
-    /// The descriptor to take next, as fetched.
-    fetched: Option<Desc>,
+    /// The descriptor to take next, as fetched, with its index.
+    fetched: Option<(u16, Desc)>,
     /// Else its index.
     next: Option<u16>,
+    extent: Extent,
     /// What is left of the descriptor taken last.
     rest: (GuestAddr, u32),
     /// Descriptors that may still come.
@@ -124,15 +151,16 @@ pub struct Chain<'m, D> {
     direction: PhantomData<D>,
 }
 
-impl<'m, D: Direction> Chain<'m, D> {
-    /// The chain that begins with the descriptor `first`, already fetched from the ring.
+impl<'m, R: DescRing, D: Direction> Chain<'m, R, D> {
+    /// The chain that begins with the descriptor `first`, already fetched from index `at` of the ring.
     #[inline]
-    pub fn new(ring: &'m SplitMem, first: Desc, allow_indirect: bool) -> Self {
+    pub fn new(ring: &'m R, at: u16, first: Desc, allow_indirect: bool) -> Self {
         Self {
             ring,
             table: Table::Ring,
-            fetched: Some(first),
+            fetched: Some((at, first)),
             next: None,
+            extent: Extent { descs: 0, last: 0 },
             rest: (GuestAddr(0), 0),
             budget: ring.size(),
             bytes: 0,
@@ -171,15 +199,25 @@ impl<'m, D: Direction> Chain<'m, D> {
         self.ring.size() - self.budget
     }
 
+    /// Takes what is left of the chain in the ring without looking at its buffers, and says what the whole takes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Chain::next`].
+    pub fn finish(&mut self, cursor: &mut Cursor<'m>) -> Result<Extent, ChainError> {
+        while matches!(self.table, Table::Ring) && self.next_desc(cursor)?.is_some() {}
+        Ok(self.extent)
+    }
+
     /// Takes the next descriptor and judges all of it but its address.
     fn next_desc(&mut self, cursor: &mut Cursor<'m>) -> Result<Option<Desc>, ChainError> {
-        let Some(mut desc) = self.fetch(cursor)? else {
+        let Some((mut index, mut desc)) = self.fetch(cursor)? else {
             return Ok(None);
         };
         if desc.has(VIRTQ_DESC_F_INDIRECT) {
             self.enter(&desc)?;
-            desc = match self.fetch(cursor)? {
-                Some(first) if !first.has(VIRTQ_DESC_F_INDIRECT) => first,
+            (index, desc) = match self.fetch(cursor)? {
+                Some((index, first)) if !first.has(VIRTQ_DESC_F_INDIRECT) => (index, first),
                 _ => return Err(ChainError::IndirectNested),
             };
         }
@@ -194,7 +232,10 @@ impl<'m, D: Direction> Chain<'m, D> {
             });
         }
         self.bytes = self.bytes.checked_add(desc.len).ok_or(ChainError::TooManyBytes)?;
-        self.next = desc.has(VIRTQ_DESC_F_NEXT).then_some(desc.next);
+        self.next = desc.has(VIRTQ_DESC_F_NEXT).then(|| match self.table {
+            Table::Ring => self.ring.following(index, &desc),
+            Table::Indirect { .. } => desc.next,
+        });
         Ok(Some(desc))
     }
 
@@ -223,45 +264,58 @@ impl<'m, D: Direction> Chain<'m, D> {
         }
     }
 
-    /// Fetches the next descriptor from wherever the chain is, once.
-    fn fetch(&mut self, cursor: &mut Cursor<'m>) -> Result<Option<Desc>, ChainError> {
-        if let Some(desc) = self.fetched.take() {
-            return Ok(Some(desc));
+    /// Fetches the next descriptor from wherever the chain is, once, and says its index there.
+    fn fetch(&mut self, cursor: &mut Cursor<'m>) -> Result<Option<(u16, Desc)>, ChainError> {
+        if let Some((index, desc)) = self.fetched.take() {
+            self.count(&desc);
+            return Ok(Some((index, desc)));
         }
         let Some(index) = self.next.take() else {
             return Ok(None);
         };
-        match self.table {
+        let desc = match self.table {
             Table::Ring => {
                 let entries = self.ring.size();
-                self.ring
-                    .desc(index)
-                    .ok_or(ChainError::OutOfTable { index, entries })
-                    .map(Some)
+                let beyond = ChainError::OutOfTable { index, entries };
+                let desc = self.ring.desc(index).ok_or(beyond)?;
+                self.count(&desc);
+                desc
             }
             Table::Indirect { addr, entries } if index < entries => {
-                fetch_indirect(addr, index, cursor).map(Some)
+                R::entry(fetch_entry(addr, index, cursor)?, index, entries)
             }
-            Table::Indirect { entries, .. } => Err(ChainError::OutOfTable { index, entries }),
-        }
+            Table::Indirect { entries, .. } => return Err(ChainError::OutOfTable { index, entries }),
+        };
+        Ok(Some((index, desc)))
+    }
+
+    /// Counts a descriptor of the ring.
+    fn count(&mut self, desc: &Desc) {
+        self.extent = Extent {
+            descs: self.extent.descs + 1,
+            last: desc.next,
+        };
     }
 }
 
 /// Reads entry `index` of the indirect table at `addr`, which may go on in another region, even within an entry.
-fn fetch_indirect(addr: GuestAddr, index: u16, cursor: &mut Cursor<'_>) -> Result<Desc, ChainError> {
+fn fetch_entry(
+    addr: GuestAddr,
+    index: u16,
+    cursor: &mut Cursor<'_>,
+) -> Result<[u8; DESC_SIZE as usize], ChainError> {
     let unmapped = ChainError::Unmapped { addr, len: DESC_SIZE };
     let addr = addr
         .checked_add(u64::from(DESC_SIZE) * u64::from(index))
         .ok_or(unmapped)?;
     let unmapped = ChainError::Unmapped { addr, len: DESC_SIZE };
     let slice = cursor.prefix(addr, DESC_SIZE).ok_or(unmapped)?;
-    let bytes = match slice.read_array() {
-        Some(bytes) => bytes,
+    match slice.read_array() {
+        Some(bytes) => Ok(bytes),
         None => {
             let mut bytes = [0; DESC_SIZE as usize];
             cursor.read(addr, &mut bytes).map_err(|_| unmapped)?;
-            bytes
+            Ok(bytes)
         }
-    };
-    Ok(Desc::from_bytes(bytes))
+    }
 }

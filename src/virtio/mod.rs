@@ -1,6 +1,6 @@
 //! The virtqueue, device side (VIRTIO 1.2, section 2). No I/O, no threads.
 //!
-//! [`ring`] is the memory of a split ring, [`chain`] walks one buffer's descriptors, [`notify`] decides
+//! [`ring`] is the memory of a split ring, [`packed_ring`] that of a packed one, [`chain`] walks one buffer's descriptors, [`notify`] decides
 //! whether the driver wants a call, [`net_hdr`] is what precedes each frame.
 
 #![deny(
@@ -28,4 +28,5 @@ pub mod desc;
 pub mod features;
 pub mod net_hdr;
 pub mod notify;
+pub mod packed_ring;
 pub mod ring;

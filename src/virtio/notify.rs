@@ -1,6 +1,10 @@
-//! Does the driver want a call? (VIRTIO 1.2, 2.7.7 and 2.7.10)
+//! Does the driver want a call? (VIRTIO 1.2, 2.7.7, 2.7.10 and 2.8.10)
 
+use super::chain::DescRing;
 use super::desc::VIRTQ_AVAIL_F_NO_INTERRUPT;
+use super::packed_ring::{
+    Event, PackedMem, Position, RING_EVENT_FLAGS, RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE,
+};
 use super::ring::SplitMem;
 use crate::memory::cpu;
 
@@ -23,9 +27,60 @@ pub fn driver_wants_call<const EVENT_IDX: bool>(ring: &SplitMem, old: u16, new: 
     }
 }
 
+/// Whether the driver of a packed ring wants to hear that `descs` descriptors, more than none, were given back, after
+/// which the device is at `now`.
+#[inline]
+pub fn packed_driver_wants_call<const EVENT_IDX: bool>(ring: &PackedMem, descs: u16, now: Position) -> bool {
+    // Pairs with the driver's barrier between writing its wish and looking at the next descriptor once more.
+    cpu::full_barrier();
+    let event = ring.driver_event();
+    match event.flags & RING_EVENT_FLAGS {
+        RING_EVENT_FLAGS_DISABLE => false,
+        RING_EVENT_FLAGS_DESC if EVENT_IDX => passed(event, descs, now, ring.size()),
+        // Enabled, or nothing the driver may say: a call too many does no harm.
+        _ => true,
+    }
+}
+
+/// Whether the descriptor that `event` names is one of the `descs` before `now`.
+fn passed(event: Event, descs: u16, now: Position, size: u16) -> bool {
+    let index = event.desc & 0x7fff;
+    let lap_before = (event.desc >> 15 != 0) != now.wrap;
+    let behind = i32::from(now.index) - i32::from(index) + if lap_before { i32::from(size) } else { 0 };
+    (1..=i32::from(descs)).contains(&behind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_packed_event_is_passed_also_across_the_end_of_the_ring() {
+        // In a ring of 10: (event, descriptors, now, passed); bit 15 is the wrap counter.
+        let rows = [
+            (0x8003, 1, 0x8004, true),
+            (0x8003, 4, 0x8007, true),
+            (0x8003, 3, 0x8007, false),
+            (0x8004, 4, 0x8004, false),
+            (0x8005, 4, 0x8004, false),
+            // One lap on, from counter 1 to 0.
+            (0x8009, 1, 0x0000, true),
+            (0x8009, 3, 0x0002, true),
+            (0x8008, 3, 0x0002, false),
+            (0x0001, 3, 0x0002, true),
+            (0x0002, 3, 0x0002, false),
+            // A whole ring at once.
+            (0x8002, 10, 0x0002, true),
+            (0x0001, 10, 0x0002, true),
+            // No index of this ring.
+            (0xffff, 10, 0x0002, false),
+        ];
+        for (desc, descs, now, wanted) in rows {
+            let now = Position::from_bits(now, 10).unwrap();
+            let event = Event { desc, flags: 2 };
+            assert_eq!(passed(event, descs, now, 10), wanted, "{desc:#x} {descs} {now:?}");
+        }
+    }
 
     #[test]
     fn an_event_is_needed_only_when_the_index_passes_it() {

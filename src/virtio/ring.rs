@@ -10,8 +10,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use super::chain::DescRing;
 use super::desc::{
-    avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, ENTRIES_OFFSET, IDX_OFFSET, MAX_SIZE,
+    avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, ENTRIES_OFFSET, IDX_OFFSET,
+    MAX_SIZE,
 };
 use crate::memory::{cpu, FrontendAddr, MemTable};
 
@@ -21,20 +23,23 @@ pub enum LayoutError {
     /// Not a power of two from 1 to 32768 (VIRTIO 1.2, 2.7).
     #[error("ring size {0} is not a power of two from 1 to {MAX_SIZE}")]
     Size(u16),
+    /// Not from 1 to 32768 (VIRTIO 1.2, 2.8.10.1).
+    #[error("packed ring size {0} is not from 1 to {MAX_SIZE}")]
+    PackedSize(u16),
     /// The area does not lie wholly in one mapped region.
     #[error("{area} of {bytes} bytes at {addr} is not mapped by one region")]
     Unmapped {
-        /// `descriptor table`, `avail ring` or `used ring`.
+        /// `descriptor table`, `avail ring`, `used ring`, or what a packed ring has in their place.
         area: &'static str,
         /// Where the front-end says it is.
         addr: FrontendAddr,
         /// Its length.
         bytes: u32,
     },
-    /// The area's address is not a multiple of what VIRTIO 1.2, 2.7 asks.
+    /// The area's address is not a multiple of what VIRTIO 1.2, 2.7 and 2.8.10 ask.
     #[error("{area} at {addr} is not aligned to {align} bytes")]
     Unaligned {
-        /// `descriptor table`, `avail ring` or `used ring`.
+        /// `descriptor table`, `avail ring`, `used ring`, or what a packed ring has in their place.
         area: &'static str,
         /// Where the front-end says it is.
         addr: FrontendAddr,
@@ -43,15 +48,32 @@ pub enum LayoutError {
     },
 }
 
-/// Where a front-end says a split ring is.
+/// Where a front-end says a ring is.
 #[derive(Clone, Copy, Debug)]
-pub struct SplitAddrs {
-    /// Descriptor table.
+pub struct RingAddrs {
+    /// Descriptor table, or packed descriptor ring.
     pub desc: FrontendAddr,
-    /// Avail ring: the driver's area.
+    /// The driver's area: avail ring, or driver event suppression.
     pub driver: FrontendAddr,
-    /// Used ring: the device's area.
+    /// The device's area: used ring, or device event suppression.
     pub device: FrontendAddr,
+}
+
+/// Finds one area of a ring.
+pub(super) fn area(
+    mem: &MemTable,
+    area: &'static str,
+    addr: FrontendAddr,
+    bytes: u32,
+    align: usize,
+) -> Result<NonNull<u8>, LayoutError> {
+    let slice = mem
+        .frontend(addr, bytes)
+        .ok_or(LayoutError::Unmapped { area, addr, bytes })?;
+    match NonNull::new(slice.as_ptr()) {
+        Some(start) if slice.as_ptr().addr() % align == 0 => Ok(start),
+        _ => Err(LayoutError::Unaligned { area, addr, align }),
+    }
 }
 
 /// A split ring in mapped memory, and the table that keeps it mapped.
@@ -78,22 +100,13 @@ impl SplitMem {
     /// # Errors
     ///
     /// [`LayoutError`]: a bad size, or an area that is unaligned or not wholly in one region.
-    pub fn new(mem: Arc<MemTable>, size: u16, addrs: SplitAddrs) -> Result<Self, LayoutError> {
+    pub fn new(mem: Arc<MemTable>, size: u16, addrs: RingAddrs) -> Result<Self, LayoutError> {
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(LayoutError::Size(size));
         }
-        let area = |area, addr, bytes, align| {
-            let slice = mem
-                .frontend(addr, bytes)
-                .ok_or(LayoutError::Unmapped { area, addr, bytes })?;
-            match NonNull::new(slice.as_ptr()) {
-                Some(start) if slice.as_ptr().addr() % align == 0 => Ok(start),
-                _ => Err(LayoutError::Unaligned { area, addr, align }),
-            }
-        };
-        let desc = area("descriptor table", addrs.desc, desc_table_bytes(size), 16)?;
-        let avail = area("avail ring", addrs.driver, avail_bytes(size), 2)?;
-        let used = area("used ring", addrs.device, used_bytes(size), 4)?;
+        let desc = area(&mem, "descriptor table", addrs.desc, desc_table_bytes(size), 16)?;
+        let avail = area(&mem, "avail ring", addrs.driver, avail_bytes(size), 2)?;
+        let used = area(&mem, "used ring", addrs.device, used_bytes(size), 4)?;
         Ok(Self {
             desc,
             avail,
@@ -101,12 +114,6 @@ impl SplitMem {
             mem,
             size,
         })
-    }
-
-    /// Entries in the ring.
-    #[inline(always)]
-    pub fn size(&self) -> u16 {
-        self.size
     }
 
     /// The table that maps the ring, for the addresses in its descriptors.
@@ -142,28 +149,6 @@ impl SplitMem {
         // Relaxed: as for the flags.
         self.u16(self.avail, ENTRIES_OFFSET + 2 * usize::from(self.size))
             .load(Ordering::Relaxed)
-    }
-
-    /// A copy of descriptor `index`, fetched once, or `None` if the ring has no such descriptor.
-    #[inline(always)]
-    pub fn desc(&self, index: u16) -> Option<Desc> {
-        if index >= self.size {
-            return None;
-        }
-        let at = self.desc_ptr(index).cast::<AtomicU64>();
-        // SAFETY: index < size, so both words are inside the table, which is aligned to 16.
-        let (low, high) = unsafe { (&*at, &*at.add(1)) };
-        // Relaxed: ordered by the acquire of avail.idx. A driver that writes between the two words tears its own chain.
-        Some(Desc::from_words(
-            low.load(Ordering::Relaxed),
-            high.load(Ordering::Relaxed),
-        ))
-    }
-
-    /// Asks for descriptor `index`, of any value, to read it soon.
-    #[inline(always)]
-    pub fn prefetch_desc(&self, index: u16) {
-        cpu::prefetch_read(self.desc_ptr(index));
     }
 
     /// Asks to own the used entries for the `count` chains from free-running index `at`, to write them soon.
@@ -234,6 +219,43 @@ impl SplitMem {
         // SAFETY: the callers above compute an even offset inside the area for a ring of `size`; both areas are aligned
         // to 2 and mapped while self lives; all concurrent access from this process is atomic.
         unsafe { AtomicU16::from_ptr(area.as_ptr().add(offset).cast()) }
+    }
+}
+
+impl DescRing for SplitMem {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    fn desc(&self, index: u16) -> Option<Desc> {
+        if index >= self.size {
+            return None;
+        }
+        let at = self.desc_ptr(index).cast::<AtomicU64>();
+        // SAFETY: index < size, so both words are inside the table, which is aligned to 16.
+        let (low, high) = unsafe { (&*at, &*at.add(1)) };
+        // Relaxed: ordered by the acquire of avail.idx. A driver that writes between the two words tears its own chain.
+        Some(Desc::from_words(
+            low.load(Ordering::Relaxed),
+            high.load(Ordering::Relaxed),
+        ))
+    }
+
+    #[inline(always)]
+    fn prefetch_desc(&self, index: u16) {
+        cpu::prefetch_read(self.desc_ptr(index));
+    }
+
+    #[inline(always)]
+    fn following(&self, _: u16, desc: &Desc) -> u16 {
+        desc.next
+    }
+
+    #[inline(always)]
+    fn entry(bytes: [u8; DESC_SIZE as usize], _: u16, _: u16) -> Desc {
+        Desc::from_bytes(bytes)
     }
 }
 

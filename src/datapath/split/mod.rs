@@ -6,60 +6,19 @@
 mod dequeue;
 mod enqueue;
 
+use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
-use super::ring::{Burst, Ring, BURST};
+use super::ring::{Burst, Ring};
+use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::{Cursor, GuestSlice};
-use crate::virtio::chain::{self, ChainError, Direction};
-use crate::virtio::desc::{Desc, VIRTQ_USED_F_NO_NOTIFY};
-use crate::virtio::features::{
-    Features, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
-use crate::virtio::net_hdr;
+use crate::memory::Cursor;
+use crate::virtio::chain::{ChainError, DescRing, Direction};
+use crate::virtio::desc::VIRTQ_USED_F_NO_NOTIFY;
+use crate::virtio::features::VIRTIO_RING_F_EVENT_IDX;
 use crate::virtio::notify::driver_wants_call;
-use crate::virtio::ring::{SplitAddrs, SplitMem};
-
-/// Descriptors that one burst walks before it leaves the rest to the next: the most that a poll thread spends on
-/// chains that a driver made long for no good reason. Ordinary chains of 20 fragments still fill a burst.
-const WORK: u32 = 1024;
-
-/// Bytes at the front of each buffer whose lines are asked for while a burst is looked up: a small frame with its header.
-const NEAR: u32 = 128;
-
-/// The features that burst code depends on, as constants.
-trait Set {
-    const LONG: bool;
-    /// Bytes of the virtio-net header.
-    const HEADER: u32 = if Self::LONG { net_hdr::LONG } else { net_hdr::SHORT };
-    const MERGE: bool;
-    const EVENT_IDX: bool;
-    const INDIRECT: bool;
-}
-
-/// A [`Set`] by its number, of which each bit is a constant of it: see [`set_number`].
-struct Bits<const SET: usize>;
-
-impl<const SET: usize> Set for Bits<SET> {
-    const LONG: bool = SET & 1 != 0;
-    const MERGE: bool = SET & 2 != 0;
-    const EVENT_IDX: bool = SET & 4 != 0;
-    const INDIRECT: bool = SET & 8 != 0;
-}
-
-/// The number of the [`Set`] for these features.
-fn set_number(features: Features) -> usize {
-    let bits = [
-        net_hdr::is_long(features),
-        features.contains(VIRTIO_NET_F_MRG_RXBUF),
-        features.contains(VIRTIO_RING_F_EVENT_IDX),
-        features.contains(VIRTIO_RING_F_INDIRECT_DESC),
-    ];
-    bits.iter()
-        .rev()
-        .fold(0, |number, bit| number << 1 | usize::from(*bit))
-}
+use crate::virtio::ring::{RingAddrs, SplitMem};
 
 /// A split ring with the code for one feature set.
 #[repr(align(64))]
@@ -70,7 +29,7 @@ struct SplitRing<const SET: usize> {
     /// The region of the last buffer.
     hint: u16,
     vring: u16,
-    call: Option<Call>,
+    call: Call,
     fault: Option<FaultReason>,
 }
 
@@ -91,8 +50,9 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         mem,
         call,
     } = config;
-    let addrs = SplitAddrs { desc, driver, device };
+    let addrs = RingAddrs { desc, driver, device };
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
+    let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
     let next = resume(&mem, index, base)?;
     if features.contains(VIRTIO_RING_F_EVENT_IDX) {
         // We poll. The driver kicks when its index passes this one: once in 65536 entries.
@@ -105,7 +65,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         mem,
         next,
         vring: index,
-        call: call.map(Call::new),
+        call: Call::new(call),
     };
     let with_set = RINGS.get(set_number(features)).unwrap_or(&RINGS[0]);
     Ok(with_set(parts))
@@ -137,7 +97,7 @@ struct Parts {
     mem: SplitMem,
     next: u16,
     vring: u16,
-    call: Option<Call>,
+    call: Call,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -157,25 +117,8 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
     })
 }
 
-/// One row per [`Set`], by its number: all the code there is for split rings.
-const RINGS: [fn(Parts) -> Box<dyn Ring>; 16] = [
-    boxed::<0>,
-    boxed::<1>,
-    boxed::<2>,
-    boxed::<3>,
-    boxed::<4>,
-    boxed::<5>,
-    boxed::<6>,
-    boxed::<7>,
-    boxed::<8>,
-    boxed::<9>,
-    boxed::<10>,
-    boxed::<11>,
-    boxed::<12>,
-    boxed::<13>,
-    boxed::<14>,
-    boxed::<15>,
-];
+/// All the code there is for split rings, by the number of the set.
+const RINGS: [fn(Parts) -> Box<dyn Ring>; SETS] = per_set!(boxed);
 
 impl<const SET: usize> Ring for SplitRing<SET> {
     #[inline]
@@ -205,6 +148,10 @@ impl<const SET: usize> Ring for SplitRing<SET> {
         self.next
     }
 
+    fn base(&self) -> u32 {
+        u32::from(self.next)
+    }
+
     fn size(&self) -> u16 {
         self.mem.size()
     }
@@ -217,10 +164,7 @@ impl<const SET: usize> Ring for SplitRing<SET> {
     }
 
     fn call(&self, counters: &Counters) {
-        if let Some(call) = &self.call {
-            call.signal();
-            counters.count_call();
-        }
+        self.call.signal(counters);
     }
 }
 
@@ -266,9 +210,8 @@ impl<const SET: usize> SplitRing<SET> {
         let old = self.next;
         self.next = old.wrapping_add(chains);
         self.mem.publish_used(self.next);
-        // A driver that gave no eventfd polls: it needs neither call nor barrier.
-        if self.call.is_some() && self.wants_call(old) {
-            self.call(counters);
+        if self.call.is_possible() && self.wants_call(old) {
+            self.call.signal(counters);
         }
     }
 
@@ -281,85 +224,23 @@ impl<const SET: usize> SplitRing<SET> {
     }
 }
 
-/// The first chains of a burst, looked up together so that their lines arrive while others are looked up.
-struct Ahead<'m> {
-    heads: [u16; BURST],
-    plans: [Plan<'m>; BURST],
-    count: usize,
-}
-
-/// One chain, looked up ahead.
-#[derive(Clone, Copy)]
-enum Plan<'m> {
-    /// One descriptor, in one region: the buffer.
-    Direct(GuestSlice<'m>),
-    /// Anything else: the first descriptor as fetched, to be walked from.
-    Walk(Desc),
-    /// The head is no descriptor of the ring.
-    Beyond,
-}
-
-impl<'m> Ahead<'m> {
-    /// Looks up the `count` chains from avail index `next` on, which the driver made available.
-    #[inline(always)]
-    fn look<D: Direction>(mem: &'m SplitMem, cursor: &mut Cursor<'m>, next: u16, count: u16) -> Self {
-        let mut heads = [0; BURST];
-        let mut plans = [Plan::Beyond; BURST];
-        mem.prefetch_used(next, count);
-        for (at, head) in (0..count).zip(&mut heads) {
-            *head = mem.avail_entry(next.wrapping_add(at));
-            mem.prefetch_desc(*head);
-        }
-        let count = usize::from(count);
-        for (head, plan) in heads.iter().zip(&mut plans).take(count) {
-            *plan = Plan::new::<D>(mem, *head, cursor);
-        }
-        Self { heads, plans, count }
+/// Looks up the `count` chains from avail index `next` on, which the driver made available.
+#[inline(always)]
+fn look<'m, D: Direction>(mem: &'m SplitMem, cursor: &mut Cursor<'m>, next: u16, count: u16) -> Ahead<'m> {
+    let mut ahead = Ahead::none();
+    mem.prefetch_used(next, count);
+    for (at, head) in (0..count).zip(&mut ahead.tags) {
+        *head = mem.avail_entry(next.wrapping_add(at));
+        mem.prefetch_desc(*head);
     }
-
-    /// Chain `at` of the burst, if it was looked up.
-    #[inline(always)]
-    fn chain(&self, at: u16) -> Option<(u16, Plan<'m>)> {
-        let at = usize::from(at);
-        match (self.heads.get(at), self.plans.get(at)) {
-            (Some(head), Some(plan)) if at < self.count => Some((*head, *plan)),
-            _ => None,
-        }
-    }
-
-    /// The chains looked up: head and plan.
-    #[inline(always)]
-    fn chains(&self) -> impl Iterator<Item = (u16, Plan<'m>)> + use<'_, 'm> {
-        self.heads
-            .iter()
-            .copied()
-            .zip(self.plans.iter().copied())
-            .take(self.count)
-    }
-}
-
-impl<'m> Plan<'m> {
-    /// Looks up the chain at `head`, and asks for the lines that moving a frame will touch.
-    #[inline(always)]
-    fn new<D: Direction>(mem: &'m SplitMem, head: u16, cursor: &mut Cursor<'m>) -> Self {
-        let Some(first) = mem.desc(head) else {
-            return Self::Beyond;
+    ahead.count = usize::from(count);
+    for (head, plan) in ahead.tags.iter().zip(&mut ahead.plans).take(ahead.count) {
+        *plan = match mem.desc(*head) {
+            Some(first) => Plan::new::<SplitMem, D>(mem, *head, first, cursor),
+            None => Plan::Beyond,
         };
-        match chain::direct::<D>(&first, cursor) {
-            Some(buffer) => {
-                if D::WRITE == 0 {
-                    buffer.prefetch_read(0..NEAR);
-                } else {
-                    buffer.prefetch_write(0..NEAR);
-                }
-                Self::Direct(buffer)
-            }
-            None => {
-                chain::prefetch_second(mem, &first, cursor);
-                Self::Walk(first)
-            }
-        }
     }
+    ahead
 }
 
 /// A head that is no descriptor of the ring.
@@ -369,12 +250,6 @@ fn beyond(mem: &SplitMem, head: u16) -> ChainError {
         index: head,
         entries: mem.size(),
     }
-}
-
-/// `count` as an index of the ring, at most [`BURST`].
-#[inline(always)]
-fn burst(count: usize) -> u16 {
-    u16::try_from(count.min(BURST)).unwrap_or(0)
 }
 
 #[cfg(all(test, not(loom)))]

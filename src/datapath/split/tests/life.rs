@@ -2,26 +2,6 @@
 
 use super::*;
 
-/// The config with a call descriptor, and the end of it that counts calls.
-fn with_call(config: RingConfig) -> (RingConfig, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    (
-        RingConfig {
-            call: Some(Arc::new(OwnedFd::from(theirs))),
-            ..config
-        },
-        ours,
-    )
-}
-
-fn calls(stream: &mut UnixStream) -> usize {
-    let mut bytes = [0; 1024];
-    let read = stream.read(&mut bytes).unwrap_or(0);
-    assert!(bytes[..read].chunks(8).all(|call| call == 1_u64.to_ne_bytes()));
-    read / 8
-}
-
 #[test]
 fn one_call_after_attach_then_one_per_burst_that_the_driver_wants() {
     let mut rig = Rig::tx(V1);
@@ -217,10 +197,14 @@ fn a_ring_that_cannot_start_leaves_the_old_one_running() {
         ),
         (
             RingConfig {
-                features: VIRTIO_F_RING_PACKED,
+                base: 0x1_0000,
                 ..good.clone()
             },
-            Err(RingError::Packed { index: 7 }),
+            Err(RingError::Base {
+                index: 7,
+                base: 0x1_0000,
+                size: 64,
+            }),
         ),
     ];
     for (config, expected) in rows {

@@ -1,0 +1,73 @@
+//! Out of the guest: a burst from a packed transmitq.
+
+use super::{broken, look, PackedRing};
+use crate::datapath::ahead::{burst, Plan};
+use crate::datapath::counters::{Counters, Tally};
+use crate::datapath::frame::{gather, take, WORK};
+use crate::datapath::ring::Burst;
+use crate::datapath::set::{Bits, Set};
+use crate::datapath::slot::RxSlot;
+use crate::virtio::chain::{Chain, DescRing, Extent, Readable};
+use crate::virtio::packed_ring::Used;
+
+impl<const SET: usize> PackedRing<SET> {
+    /// A burst from a ring whose next descriptor is available.
+    pub(super) fn dequeue_available(&mut self, slots: &mut [RxSlot<'_>], counters: &Counters) -> Burst {
+        let (mem, staged, mut at) = (&self.mem, &mut self.staged, self.next);
+        let Some(mut cursor) = mem.mem().cursor(self.hint) else {
+            return Burst::default();
+        };
+        let mut tally = Tally::default();
+        let (mut left, mut frames, mut work) = (burst(slots.len()), 0, 0);
+        let mut fault = None;
+        'burst: while left > 0 {
+            let ahead = look::<Readable>(mem, &mut cursor, at, left);
+            if ahead.count == 0 {
+                break;
+            }
+            for (id, plan) in ahead.chains() {
+                let Some(slot) = slots.get_mut(frames) else {
+                    break 'burst;
+                };
+                // Length 0: the device wrote nothing into a buffer that it only reads.
+                let taken = match plan {
+                    Plan::Direct(buffer) => staged
+                        .push(Used { id, descs: 1, len: 0 })
+                        .map(|()| (take::<Bits<SET>>(buffer, slot), 1)),
+                    Plan::Walk(first) => {
+                        let mut chain = Chain::new(mem, at.index, first, Bits::<SET>::INDIRECT);
+                        gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work).and_then(|taken| {
+                            let Extent { descs, last: id } = chain.finish(&mut cursor)?;
+                            staged.push(Used { id, descs, len: 0 })?;
+                            Ok((taken, descs))
+                        })
+                    }
+                    Plan::Beyond => break 'burst,
+                };
+                match taken {
+                    Ok((taken, descs)) => {
+                        frames += taken.count(slot, &mut tally);
+                        at = at.advance(descs, mem.size());
+                        left -= 1;
+                    }
+                    Err(error) => {
+                        slot.clear();
+                        fault = Some(broken(at, error));
+                        break 'burst;
+                    }
+                }
+                if work > WORK {
+                    break 'burst;
+                }
+            }
+        }
+        self.hint = cursor.hint();
+        self.fault = fault;
+        self.finish(&tally, counters);
+        Burst {
+            slots: frames,
+            frames,
+            broken: fault.is_some(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where to go on in a packed ring that another back-end may have served.
+//!
+//! After an orderly stop SET_VRING_BASE says it. After a crash nobody knows: QEMU sends the base of the last start or
+//! stop, virtio-user that of a fresh ring. But the ring itself tells, since each descriptor's AVAIL bit is that of the
+//! lap in which the driver last wrote it:
+//!
+//! ```text
+//!              driver                          driver one lap before
+//!   lap n: 0 ... d-1 | lap n-1: d ... size-1   =>  in order of time: d ... size-1, 0 ... d-1
+//!
+//!   in order of time:  used used used used | available available available
+//!                                          ^ the device goes on here
+//! ```
+//!
+//! * The driver stands at the first AVAIL bit that differs from that of descriptor 0; if none does, at descriptor 0, in
+//!   the next lap. (Memory of a ring not yet used is zero, which is a used lap before the first.)
+//! * The device goes on behind the last used descriptor, in order of time. It marks all descriptors of a chain as used,
+//!   so that what looks available is available; the driver reads only the first.
+//! * Available descriptors before a used one are chains of a burst that was being published when its back-end died, of
+//!   which the driver has seen nothing: publication ends with the first one. They are given back now, so each frame of
+//!   that burst is moved once: what came from the guest is lost with the process that had it, what went to the guest is
+//!   there, though the driver may be told too great a length, since the true one was never written.
+//!
+//! A burst that died before its publication is moved again: frames that the dead process had already sent on come twice,
+//! at most one burst of them.
+//!
+//! Ambiguous are rings that a back-end served which does not mark whole chains, as ours does: descriptors behind the
+//! first of a used chain look available. So a base that the ring can confirm goes before what the ring says alone:
+//! if only the rest of the last used chain, recognised by NEXT flags and by its id, lies before it. (Not descriptor 0,
+//! which is what front-ends name that know nothing. Another stale base passes for that only if it happens to be just
+//! behind one available chain, which reuses the id of the chain before.) What cannot be helped
+//! is a ring with such chains whose back-end crashed: it may stall, or move the rest of one chain as a frame. And in a
+//! driver that was just adding a chain across the end of the ring while we looked, descriptor 0 may seem a lap ahead;
+//! the ring then resumes as if that chain were complete, which it is a moment later.
+
+use crate::datapath::config::RingError;
+use crate::virtio::chain::DescRing;
+use crate::virtio::desc::{Desc, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::virtio::packed_ring::{PackedMem, Position, Used, VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED};
+
+/// Where to go on in a ring for which the front-end said `base`. Gives back what a dead back-end was publishing.
+///
+/// # Errors
+///
+/// [`RingError::Base`] if `base` is no position in a ring of this size, be the ring as it may.
+pub(super) fn resume(mem: &PackedMem, index: u16, base: u32) -> Result<Position, RingError> {
+    let size = mem.size();
+    let [used_high, used_low, avail_high, avail_low] = base.to_be_bytes();
+    let position = |high, low| {
+        Position::from_bits(u16::from_be_bytes([high, low]), size).ok_or(RingError::Base {
+            index,
+            base,
+            size,
+        })
+    };
+    let (used, avail) = (position(used_high, used_low)?, position(avail_high, avail_low)?);
+    let Some(scan) = Scan::new(mem) else {
+        return Ok(Position::START);
+    };
+    // The two differ if the back-end before had taken more than it gave back, or if the used half was left 0.
+    if let Some(base) = [avail, used].into_iter().find(|base| scan.confirms(*base)) {
+        return Ok(base);
+    }
+    let next = scan.next();
+    log::info!(
+        "vring {index}: base {base:#x} is not where the ring stands: going on from {:#x}",
+        next.bits()
+    );
+    // Backwards, so that the driver sees nothing of them before the first.
+    for (at, used) in scan.unpublished().into_iter().rev() {
+        super::mark_behind(mem, at, used.descs);
+        mem.publish_used(at, used);
+    }
+    Ok(next)
+}
+
+/// All descriptors of a ring, fetched once, and what they tell.
+struct Scan {
+    /// In order of time, the oldest first: from where the driver stands, around the ring.
+    descs: Vec<Desc>,
+    /// Where the driver stood one lap before.
+    start: Position,
+    /// How many of them are behind the device.
+    passed: u16,
+}
+
+impl Scan {
+    /// `None` for a ring without descriptors, which there is none.
+    fn new(mem: &PackedMem) -> Option<Self> {
+        let mut descs: Vec<_> = (0..mem.size()).filter_map(|index| mem.desc(index)).collect();
+        let lap = descs.first()?.has(VIRTQ_DESC_F_AVAIL);
+        let driver = descs.iter().position(|desc| desc.has(VIRTQ_DESC_F_AVAIL) != lap);
+        let start = Position {
+            index: u16::try_from(driver.unwrap_or(0)).ok()?,
+            wrap: if driver.is_some() { !lap } else { lap },
+        };
+        descs.rotate_left(usize::from(start.index));
+        let last_used = descs
+            .iter()
+            .rposition(|desc| desc.has(VIRTQ_DESC_F_AVAIL) == desc.has(VIRTQ_DESC_F_USED));
+        let passed = u16::try_from(last_used.map_or(0, |last| last + 1)).ok()?;
+        Some(Self { descs, start, passed })
+    }
+
+    fn size(&self) -> u16 {
+        u16::try_from(self.descs.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The position of the descriptor that is `time`-oldest; for the ring's size, where the driver stands.
+    fn at(&self, time: u16) -> Position {
+        self.start.advance(time, self.size())
+    }
+
+    /// Where the device goes on.
+    fn next(&self) -> Position {
+        self.at(self.passed)
+    }
+
+    /// Whether the device may go on at `base`: it does, or what lies between is the rest of the last used chain.
+    fn confirms(&self, base: Position) -> bool {
+        if base == self.next() {
+            return true;
+        }
+        // Descriptor 0 is what front-ends name that know nothing.
+        if base.index == 0 {
+            return false;
+        }
+        let Some(time) = (self.passed..=self.size()).find(|time| self.at(*time) == base) else {
+            return false;
+        };
+        let (before, between) = (
+            self.passed.checked_sub(1),
+            usize::from(self.passed)..usize::from(time),
+        );
+        // A descriptor that nobody ever wrote heads no chain.
+        let head = before
+            .and_then(|last| self.descs.get(usize::from(last)))
+            .filter(|head| head.addr != 0);
+        match (head, self.descs.get(between).and_then(<[_]>::split_last)) {
+            (Some(head), Some((last, others))) => {
+                let chained = others.iter().all(|desc| desc.has(VIRTQ_DESC_F_NEXT));
+                chained && !last.has(VIRTQ_DESC_F_NEXT) && last.next == head.next
+            }
+            _ => false,
+        }
+    }
+
+    /// The chains that a dead back-end used and did not publish, in order.
+    fn unpublished(&self) -> Vec<(Position, Used)> {
+        let mut found = Vec::new();
+        let mut time = 0;
+        while time < self.passed {
+            let from = usize::from(time);
+            let available = |desc: &&Desc| self.at(time).is_available(desc.flags);
+            match self.descs.get(from).filter(available) {
+                Some(_) => {
+                    let used = self.whole(from);
+                    found.push((self.at(time), used));
+                    time += used.descs;
+                }
+                None => time += 1,
+            }
+        }
+        found
+    }
+
+    /// The chain from `first` on, given back with all the length it has.
+    fn whole(&self, first: usize) -> Used {
+        let rest = self.descs.get(first..).unwrap_or_default();
+        let ends = rest.iter().position(|desc| !desc.has(VIRTQ_DESC_F_NEXT));
+        let chain = rest.get(..=ends.unwrap_or(0)).unwrap_or_default();
+        // The length of a table is not that of its buffers; and a buffer that is only read has no length.
+        let counts = |desc: &&Desc| desc.has(VIRTQ_DESC_F_WRITE) && !desc.has(VIRTQ_DESC_F_INDIRECT);
+        let len = chain.iter().filter(counts).map(|desc| desc.len);
+        Used {
+            id: chain.last().map_or(0, |last| last.next),
+            descs: u16::try_from(chain.len()).unwrap_or(1).max(1),
+            len: len.fold(0, u32::saturating_add),
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! UNSAFE: the memory of a packed ring (VIRTIO 1.2, 2.8).
+//!
+//! Driver and device write the same descriptors: the driver to make a buffer available, the device to say that it has
+//! used it. Whose turn it is says a pair of bits in each descriptor's flags, against a counter that each side flips
+//! when it passes the end of the ring.
+//!
+//! All that can be wrong with three addresses and a size is found when a [`PackedMem`] is made; after that its
+//! accessors cannot leave the ring, whatever the driver writes into it. As in `ring`, each read is one fetch of a value
+//! that stays what it was, and the atomics are the standard ones even under loom.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use super::chain::DescRing;
+use super::desc::{
+    desc_table_bytes, Desc, DESC_SIZE, MAX_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+};
+use super::ring::{area, LayoutError, RingAddrs};
+use crate::memory::{cpu, MemTable};
+
+/// The driver's bit: equal to its wrap counter when it made the descriptor available.
+pub const VIRTQ_DESC_F_AVAIL: u16 = 1 << 7;
+/// The device's bit: differs from the other while the descriptor is available, equals it once used.
+pub const VIRTQ_DESC_F_USED: u16 = 1 << 15;
+/// Both.
+const TURN: u16 = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
+
+/// `flags` of an event suppression structure (2.8.10): notify of every buffer.
+pub const RING_EVENT_FLAGS_ENABLE: u16 = 0;
+/// Never notify.
+pub const RING_EVENT_FLAGS_DISABLE: u16 = 1;
+/// Notify when the descriptor that `desc` names is passed; needs VIRTIO_RING_F_EVENT_IDX.
+pub const RING_EVENT_FLAGS_DESC: u16 = 2;
+/// The two bits that `flags` are.
+pub const RING_EVENT_FLAGS: u16 = 3;
+
+/// Bytes of an event suppression structure.
+pub const EVENT_BYTES: u32 = 4;
+
+/// The bit of a position on the wire that is the wrap counter.
+const WRAP: u16 = 1 << 15;
+
+/// The descriptors of a line of the cache.
+const PER_LINE: u16 = 4;
+
+/// A place in a packed ring, and the wrap counter of whoever is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Less than the ring's size.
+    pub index: u16,
+    /// Flips each time the end of the ring is passed.
+    pub wrap: bool,
+}
+
+impl Position {
+    /// Where driver and device begin.
+    pub const START: Self = Self { index: 0, wrap: true };
+
+    /// The position as event suppression and SET_VRING_BASE write it, if a ring of `size` has it.
+    pub fn from_bits(bits: u16, size: u16) -> Option<Self> {
+        let index = bits & !WRAP;
+        (index < size).then_some(Self {
+            index,
+            wrap: bits & WRAP != 0,
+        })
+    }
+
+    /// As event suppression and GET_VRING_BASE write it.
+    #[inline]
+    pub fn bits(self) -> u16 {
+        self.index | if self.wrap { WRAP } else { 0 }
+    }
+
+    /// The position `descs` further on in a ring of `size`, which are no more than `size`.
+    #[inline(always)]
+    pub fn advance(self, descs: u16, size: u16) -> Self {
+        let index = self.index + descs;
+        match index < size {
+            true => Self { index, ..self },
+            false => Self {
+                index: index - size,
+                wrap: !self.wrap,
+            },
+        }
+    }
+
+    /// Whether a descriptor here, with these flags, is available.
+    #[inline(always)]
+    pub fn is_available(self, flags: u16) -> bool {
+        let available = match self.wrap {
+            true => VIRTQ_DESC_F_AVAIL,
+            false => VIRTQ_DESC_F_USED,
+        };
+        flags & TURN == available
+    }
+
+    /// AVAIL and USED of a used descriptor here.
+    #[inline(always)]
+    fn used(self) -> u16 {
+        if self.wrap {
+            TURN
+        } else {
+            0
+        }
+    }
+}
+
+/// What a used descriptor says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Which buffer comes back.
+    pub id: u16,
+    /// Descriptors that it took.
+    pub descs: u16,
+    /// Bytes written into it.
+    pub len: u32,
+}
+
+/// `struct pvirtq_event_suppress`, a private copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Index and wrap counter, as in [`Position::bits`], of any value.
+    pub desc: u16,
+    /// `RING_EVENT_FLAGS_*`, of any value.
+    pub flags: u16,
+}
+
+impl Event {
+    /// The structure whose bytes were read as a little-endian word.
+    #[expect(clippy::cast_possible_truncation, reason = "takes a word apart")]
+    fn from_word(word: u32) -> Self {
+        Self {
+            desc: word as u16,
+            flags: (word >> 16) as u16,
+        }
+    }
+
+    fn to_word(self) -> u32 {
+        u32::from(self.desc) | u32::from(self.flags) << 16
+    }
+}
+
+/// A packed ring in mapped memory, and the table that keeps it mapped.
+///
+/// # Invariants
+///
+/// `desc` is aligned to 16 and mapped for `size` descriptors, `driver` and `device` are aligned to 4 and mapped for an
+/// event suppression structure, while `mem` lives.
+pub struct PackedMem {
+    desc: NonNull<u8>,
+    driver: NonNull<u8>,
+    device: NonNull<u8>,
+    mem: Arc<MemTable>,
+    size: u16,
+}
+
+// SAFETY: the pointers stand for memory of the process that `mem` keeps mapped.
+unsafe impl Send for PackedMem {}
+// SAFETY: shared access goes through atomics.
+unsafe impl Sync for PackedMem {}
+
+impl PackedMem {
+    /// A ring of `size` descriptors at `addrs`; the size need be no power of two.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`]: a bad size, or an area that is unaligned or not wholly in one region.
+    pub fn new(mem: Arc<MemTable>, size: u16, addrs: RingAddrs) -> Result<Self, LayoutError> {
+        if !(1..=MAX_SIZE).contains(&size) {
+            return Err(LayoutError::PackedSize(size));
+        }
+        let desc = area(&mem, "descriptor ring", addrs.desc, desc_table_bytes(size), 16)?;
+        let driver = area(&mem, "driver event suppression", addrs.driver, EVENT_BYTES, 4)?;
+        let device = area(&mem, "device event suppression", addrs.device, EVENT_BYTES, 4)?;
+        Ok(Self {
+            desc,
+            driver,
+            device,
+            mem,
+            size,
+        })
+    }
+
+    /// The table that maps the ring, for the addresses in its descriptors.
+    #[inline(always)]
+    pub fn mem(&self) -> &MemTable {
+        &self.mem
+    }
+
+    /// Whether the descriptor at `at` is available now.
+    #[inline(always)]
+    pub fn is_available(&self, at: Position) -> bool {
+        self.rest(at.index).is_some_and(|rest| {
+            // Relaxed: only a guess, which the fetch of the descriptor proves.
+            at.is_available(flags(rest.load(Ordering::Relaxed)))
+        })
+    }
+
+    /// Asks to own the line of descriptor `index`, of any value, to read it soon and write it later, if that is the
+    /// first of its line.
+    #[inline(always)]
+    pub fn prefetch_line(&self, index: u16) {
+        if index % PER_LINE == 0 {
+            cpu::prefetch_write(self.desc_ptr(index));
+        }
+    }
+
+    /// Writes the used descriptor at `at`. The driver may see it at once, but looks only behind what it saw before.
+    #[inline(always)]
+    pub fn write_used(&self, at: Position, used: Used) {
+        if let Some(rest) = self.rest(at.index) {
+            // Relaxed: ordered by the release of the first one of the burst.
+            rest.store(used_word(at, used), Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the used descriptor at `at`, which is the next that the driver looks at, and so hands it and those behind
+    /// it to the driver.
+    #[inline(always)]
+    pub fn publish_used(&self, at: Position, used: Used) {
+        if let Some(rest) = self.rest(at.index) {
+            // Release: pairs with the driver's load of the flags; it then sees the others and the buffers' bytes.
+            rest.store(used_word(at, used), Ordering::Release);
+        }
+    }
+
+    /// Marks a descriptor behind the first of a chain as used, and leaves the rest of it as it is. No driver looks at it,
+    /// but who scans the ring does.
+    pub fn mark_used(&self, at: Position) {
+        if let Some(rest) = self.rest(at.index) {
+            // Relaxed, and a load and a store: until its chain is published it is the device's alone.
+            let word = rest.load(Ordering::Relaxed) & !(u64::from(TURN) << 48);
+            rest.store(word | u64::from(at.used()) << 48, Ordering::Relaxed);
+        }
+    }
+
+    /// When the driver wants a call.
+    #[inline]
+    pub fn driver_event(&self) -> Event {
+        // Relaxed: the caller's full barrier orders it after the publication.
+        Event::from_word(self.event(self.driver).load(Ordering::Relaxed))
+    }
+
+    /// Says when the driver should kick.
+    pub fn set_device_event(&self, event: Event) {
+        // Relaxed: a hint, with no data behind it.
+        self.event(self.device).store(event.to_word(), Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn desc_ptr(&self, index: u16) -> *mut u8 {
+        self.desc
+            .as_ptr()
+            .wrapping_add(DESC_SIZE as usize * usize::from(index))
+    }
+
+    /// The second word of a descriptor: length, id and flags, which the driver publishes and we give back in one piece.
+    #[inline(always)]
+    fn rest(&self, index: u16) -> Option<&AtomicU64> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: index < size, so the word is inside the ring, which is aligned to 16 and mapped while self lives; all
+        // concurrent access from this process is atomic.
+        Some(unsafe { AtomicU64::from_ptr(self.desc_ptr(index).add(8).cast()) })
+    }
+
+    fn event(&self, area: NonNull<u8>) -> &AtomicU32 {
+        // SAFETY: both areas are aligned to 4 and mapped while self lives; all concurrent access is atomic.
+        unsafe { AtomicU32::from_ptr(area.as_ptr().cast()) }
+    }
+}
+
+/// The flags in the second word of a descriptor.
+#[inline(always)]
+fn flags(rest: u64) -> u16 {
+    (rest >> 48) as u16
+}
+
+/// The second word of a used descriptor; WRITE there says that the length means something (2.8.4).
+#[inline(always)]
+fn used_word(at: Position, used: Used) -> u64 {
+    let written = if used.len == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
+    u64::from(used.len) | u64::from(used.id) << 32 | u64::from(at.used() | written) << 48
+}
+
+impl DescRing for PackedMem {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// As for any ring, with the buffer id in place of `next`, and AVAIL and USED among the flags.
+    #[inline(always)]
+    fn desc(&self, index: u16) -> Option<Desc> {
+        // Acquire: pairs with the driver's release of the flags after writing all else. What it wrote into this word
+        // before is in the same fetch.
+        let rest = self.rest(index)?.load(Ordering::Acquire);
+        // SAFETY: index < size, or there would be no rest; so the word is inside the ring, which is aligned to 16.
+        let addr = unsafe { AtomicU64::from_ptr(self.desc_ptr(index).cast()) };
+        Some(packed(addr.load(Ordering::Relaxed), rest))
+    }
+
+    #[inline(always)]
+    fn following(&self, index: u16, _: &Desc) -> u16 {
+        match index + 1 {
+            next if next < self.size => next,
+            _ => 0,
+        }
+    }
+
+    /// Entries are used in the order of the table, whatever their NEXT flag and id (2.8.7).
+    fn entry(bytes: [u8; DESC_SIZE as usize], index: u16, entries: u16) -> Desc {
+        let word = u128::from_le_bytes(bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "takes a word apart")]
+        let raw = packed(word as u64, (word >> 64) as u64);
+        let next = index.saturating_add(1);
+        let goes_on = if next < entries { VIRTQ_DESC_F_NEXT } else { 0 };
+        Desc {
+            flags: raw.flags & (VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_INDIRECT) | goes_on,
+            next,
+            ..raw
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_desc(&self, index: u16) {
+        cpu::prefetch_write(self.desc_ptr(index));
+    }
+}
+
+/// A packed descriptor read as two little-endian words: address; length, id and flags.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "takes a word apart")]
+fn packed(addr: u64, rest: u64) -> Desc {
+    Desc {
+        addr,
+        len: rest as u32,
+        flags: flags(rest),
+        next: (rest >> 32) as u16,
+    }
+}
+
+impl std::fmt::Debug for PackedMem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedMem")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_flips_its_counter_at_the_end_of_any_ring() {
+        let at = |index, wrap| Position { index, wrap };
+        // (size, from, descriptors, to)
+        let rows = [
+            (1, at(0, true), 1, at(0, false)),
+            (5, at(0, true), 4, at(4, true)),
+            (5, at(4, true), 1, at(0, false)),
+            (5, at(3, false), 4, at(2, true)),
+            (5, at(3, false), 5, at(3, true)),
+            (MAX_SIZE, at(32767, true), 32768, at(32767, false)),
+        ];
+        for (size, from, descs, to) in rows {
+            assert_eq!(from.advance(descs, size), to, "{from:?} + {descs} of {size}");
+            assert_eq!(Position::from_bits(to.bits(), size), Some(to));
+        }
+        assert_eq!(Position::START.bits(), 0x8000);
+        assert_eq!(Position::from_bits(0x8005, 5), None);
+    }
+
+    #[test]
+    fn availability_is_one_of_four_flag_pairs_and_depends_on_the_counter() {
+        for (flags, first_lap, second_lap) in [
+            (0, false, false),
+            (VIRTQ_DESC_F_AVAIL, true, false),
+            (VIRTQ_DESC_F_USED, false, true),
+            (TURN, false, false),
+        ] {
+            let at = |wrap| Position { index: 0, wrap };
+            assert_eq!(at(true).is_available(flags | 7), first_lap, "{flags:#x}");
+            assert_eq!(at(false).is_available(flags | 7), second_lap, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn fields_are_where_the_specification_has_them() {
+        let desc = packed(0x1122_3344_5566_7788, 0x8083_0102_0304_0506);
+        assert_eq!(
+            (desc.addr, desc.len, desc.next),
+            (0x1122_3344_5566_7788, 0x0304_0506, 0x0102)
+        );
+        assert_eq!(desc.flags, 0x8083);
+        let used = Used {
+            id: 0x0102,
+            descs: 1,
+            len: 0x0304_0506,
+        };
+        assert_eq!(used_word(Position::START, used), 0x8082_0102_0304_0506);
+        assert_eq!(
+            used_word(
+                Position {
+                    index: 0,
+                    wrap: false
+                },
+                Used { len: 0, ..used }
+            ),
+            0x0102 << 32
+        );
+        assert_eq!(
+            Event::from_word(0x0002_8001),
+            Event {
+                desc: 0x8001,
+                flags: 2
+            }
+        );
+    }
+
+    #[test]
+    fn entries_of_an_indirect_table_follow_each_other_whatever_they_say() {
+        let mut bytes = [0; 16];
+        // Id and flags: neither NEXT nor the turn bits mean anything here.
+        bytes[12..].copy_from_slice(&[7, 0, 0x82, 0x80]);
+        let desc = PackedMem::entry(bytes, 1, 3);
+        assert_eq!(
+            (desc.flags, desc.next),
+            (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE, 2)
+        );
+        bytes[14] = 1;
+        assert_eq!(PackedMem::entry(bytes, 2, 3).flags, 0);
+    }
+}
