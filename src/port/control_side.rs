@@ -25,7 +25,7 @@ impl Port {
         self.path.lock().clone()
     }
 
-    /// A vring index is checked where it is decoded: it is below twice [`MAX_QUEUE_PAIRS`].
+    /// A vring index is checked where it is decoded: it is below twice `MAX_QUEUE_PAIRS`.
     pub(super) fn queue(&self, vring: u16) -> &Queue {
         &self.queues[usize::from(vring)]
     }

@@ -78,7 +78,7 @@ pub enum PortError {
     /// Server mode: the socket could not be made.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The MTU is outside [`MTU_RANGE`].
+    /// The MTU is outside [`MTU_RANGE`](super::MTU_RANGE).
     #[error("unsupported MTU {0}")]
     BadMtu(u32),
 }
