@@ -300,10 +300,11 @@ fn report_outage(
         outage.length.as_millis(),
         after * 1000.0
     ));
-    // QEMU looks for a lost server once a second; a client port connects at once. The rest is room for a busy machine.
-    let limit = if port.kind == Kind::Server { 3.0 } else { 1.0 };
+    // How soon it was is for the reader: milliseconds for a client port, up to a second for a server port, whose QEMU
+    // looks for a lost server once a second. A test on a busy machine can only tell soon from late.
+    const LATE: f64 = 10.0;
     ensure!(
-        world.stock() || after < limit,
+        world.stock() || after < LATE,
         "{} came back only {after:.2} s after it existed",
         port.name
     );
