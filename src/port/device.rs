@@ -29,7 +29,9 @@ pub(super) const OFFERED: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_RING_F_EVENT_IDX)
     .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
     .with(features::VIRTIO_F_VERSION_1)
-    .with(features::VIRTIO_F_RING_PACKED);
+    .with(features::VIRTIO_F_RING_PACKED)
+    // Every ring gives its buffers back in the order it took them, negotiated or not.
+    .with(features::VIRTIO_F_IN_ORDER);
 
 /// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
 const DRIVER_OK: u8 = 4;

@@ -20,10 +20,19 @@ pub struct Device {
     pub path: PathBuf,
     /// testpmd listens: the peer of a dpdkvhostuserclient port.
     pub listens: bool,
-    /// Offer mergeable receive buffers.
+    /// What it negotiates.
+    pub rings: Rings,
+}
+
+/// The rings that a virtio-user device asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rings {
+    /// Receive buffers that may be merged.
     pub mergeable: bool,
-    /// Use packed rings.
+    /// Packed rings, not split ones.
     pub packed: bool,
+    /// VIRTIO_F_IN_ORDER.
+    pub in_order: bool,
 }
 
 /// Counters of one testpmd port.
@@ -104,9 +113,17 @@ impl Testpmd {
 impl Device {
     fn argument(&self, index: usize) -> String {
         let server = if self.listens { ",server=1" } else { "" };
-        let (mergeable, packed) = (u8::from(self.mergeable), u8::from(self.packed));
+        let Rings {
+            mergeable,
+            packed,
+            in_order,
+        } = self.rings;
+        let [mergeable, packed, in_order] = [mergeable, packed, in_order].map(u8::from);
         let path = self.path.display();
-        format!("--vdev=net_virtio_user{index},path={path}{server},queues=1,mrg_rxbuf={mergeable},packed_vq={packed}")
+        format!(
+            "--vdev=net_virtio_user{index},path={path}{server},queues=1,\
+             mrg_rxbuf={mergeable},packed_vq={packed},in_order={in_order}"
+        )
     }
 }
 

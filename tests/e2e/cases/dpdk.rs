@@ -5,44 +5,80 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::world::{Kind, Port, World, PATIENCE};
 use super::Ctx;
-use crate::testpmd::{self, Counters, Device, Testpmd};
+use crate::testpmd::{self, Counters, Device, Rings, Testpmd};
 use crate::wait;
 
+const PLAIN: Rings = Rings {
+    mergeable: false,
+    packed: false,
+    in_order: false,
+};
+const MERGEABLE: Rings = Rings {
+    mergeable: true,
+    ..PLAIN
+};
+const PACKED: Rings = Rings {
+    packed: true,
+    ..PLAIN
+};
+const PACKED_MERGEABLE: Rings = Rings {
+    packed: true,
+    ..MERGEABLE
+};
+const IN_ORDER: Rings = Rings {
+    in_order: true,
+    ..MERGEABLE
+};
+const PACKED_IN_ORDER: Rings = Rings {
+    in_order: true,
+    ..PACKED_MERGEABLE
+};
+
 pub fn client_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, true, false)
+    packet_loop(ctx, Kind::Client, MERGEABLE)
 }
 
 pub fn client_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, false, false)
+    packet_loop(ctx, Kind::Client, PLAIN)
 }
 
 pub fn server_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, true, false)
+    packet_loop(ctx, Kind::Server, MERGEABLE)
 }
 
 pub fn server_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, false, false)
+    packet_loop(ctx, Kind::Server, PLAIN)
 }
 
 pub fn client_packed_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, true, true)
+    packet_loop(ctx, Kind::Client, PACKED_MERGEABLE)
 }
 
 pub fn client_packed_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, false, true)
+    packet_loop(ctx, Kind::Client, PACKED)
 }
 
 pub fn server_packed_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, true, true)
+    packet_loop(ctx, Kind::Server, PACKED_MERGEABLE)
 }
 
 pub fn server_packed_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, false, true)
+    packet_loop(ctx, Kind::Server, PACKED)
+}
+
+pub fn client_in_order(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, IN_ORDER)
+}
+
+pub fn client_packed_in_order(ctx: &Ctx) -> Result<()> {
+    packet_loop(ctx, Kind::Client, PACKED_IN_ORDER)
 }
 
 /// Two ports, cross-connected by two flows; testpmd forwards between its two devices, so packets go round for ever.
-fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool, packed: bool) -> Result<()> {
+fn packet_loop(ctx: &Ctx, kind: Kind, rings: Rings) -> Result<()> {
     let mut world = World::new(&ctx.settings, &ctx.dir, true)?;
+    // testpmd forwards on core 1: on the same core, both would only wait for their turn.
+    world.ovs.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
     let ports = [world.add_port(kind, "vhost1")?, world.add_port(kind, "vhost2")?];
     world.ovs.ofctl("del-flows br0")?;
     world
@@ -55,13 +91,12 @@ fn packet_loop(ctx: &Ctx, kind: Kind, mergeable: bool, packed: bool) -> Result<(
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: kind == Kind::Client,
-        mergeable,
-        packed,
+        rings,
     };
     let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
     for port in &ports {
         world.ovs.wait_link(&port.name, true, PATIENCE)?;
-        world.check_packed(port, packed)?;
+        world.check_rings(port, rings.packed, rings.in_order)?;
     }
     ctx.step("loop");
     // 64 packets in each direction: fewer than a ring has room for, so nobody has a reason to drop one.

@@ -140,6 +140,16 @@ const CASES: &[Case] = &[
         &[Need::Testpmd],
         dpdk::server_packed_plain,
     ),
+    both(
+        "dpdk/loop-client-in-order",
+        &[Need::Testpmd],
+        dpdk::client_in_order,
+    ),
+    both(
+        "dpdk/loop-client-packed-in-order",
+        &[Need::Testpmd],
+        dpdk::client_packed_in_order,
+    ),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],

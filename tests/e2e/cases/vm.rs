@@ -51,7 +51,7 @@ fn two_guests(ctx: &Ctx, kinds: [Kind; 2], guest: Guest, dpdk: bool) -> Result<(
     ctx.step("boot");
     let (ports, vms) = world.boot(&kinds, guest)?;
     for port in &ports {
-        world.check_packed(port, guest.packed)?;
+        world.check_rings(port, guest.packed, false)?;
     }
     all_traffic(ctx, &world, &ports, &vms, 1)?;
     check_status(&world, &ports)?;
@@ -244,7 +244,7 @@ fn killed_and_started(ctx: &Ctx, guest: Guest, dpdk: bool) -> Result<()> {
     let kinds = [Kind::Server, Kind::Client];
     let (ports, vms) = world.boot(&kinds, guest)?;
     for port in &ports {
-        world.check_packed(port, guest.packed)?;
+        world.check_rings(port, guest.packed, false)?;
     }
     wait_reachable(&vms[0], 2)?;
     for round in 1..=3 {

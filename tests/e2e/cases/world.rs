@@ -157,13 +157,14 @@ impl World {
         Ok(port)
     }
 
-    /// Holds if the rings of a connected port are packed, or are not, as they should be.
-    pub fn check_packed(&self, port: &Port, packed: bool) -> Result<()> {
+    /// Holds if a connected port negotiated packed rings, and rings in order, exactly if it should have.
+    pub fn check_rings(&self, port: &Port, packed: bool, in_order: bool) -> Result<()> {
         let status = self.ovs.status(&port.name)?;
         let features = status.get("features").context("no features in the status")?;
         let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
+        let negotiated = |bit: u32| bits >> bit & 1 == 1;
         ensure!(
-            (bits >> 34 & 1 == 1) == packed,
+            negotiated(34) == packed && negotiated(35) == in_order,
             "{}: features {features}",
             port.name
         );
