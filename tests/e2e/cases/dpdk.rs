@@ -78,7 +78,9 @@ pub fn client_packed_in_order(ctx: &Ctx) -> Result<()> {
 fn packet_loop(ctx: &Ctx, kind: Kind, rings: Rings) -> Result<()> {
     let mut world = World::new(&ctx.settings, &ctx.dir, true)?;
     // testpmd forwards on core 1: on the same core, both would only wait for their turn.
-    world.ovs.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
+    world
+        .ovs
+        .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
     let ports = [world.add_port(kind, "vhost1")?, world.add_port(kind, "vhost2")?];
     world.ovs.ofctl("del-flows br0")?;
     world
