@@ -150,6 +150,7 @@ plugin_init(const struct smap *other_config)
     const struct ovsv_config config = {
         .rundir = ovs_rundir(),
         .vhost_sock_dir = smap_get(other_config, "vhost-sock-dir"),
+        .tso = smap_get_bool(other_config, "userspace-tso-enable", false),
         .iommu = smap_get_bool(other_config, "vhost-iommu-support", false),
         .postcopy = smap_get_bool(other_config, "vhost-postcopy-support",
                                   false),

@@ -64,6 +64,7 @@ enum ovsv_site {
 struct ovsv_config {
     const char *rundir;         /* Where sockets live. */
     const char *vhost_sock_dir; /* other_config:vhost-sock-dir, or NULL. */
+    bool tso;                   /* other_config:userspace-tso-enable. */
     bool iommu;                 /* other_config:vhost-iommu-support. */
     bool postcopy;              /* other_config:vhost-postcopy-support. */
 };

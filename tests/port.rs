@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ovs_vhost::port::{Environment, Host, Mode, Port};
+use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -60,8 +60,9 @@ struct World {
 
 fn environment() -> &'static Environment {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-    ENVIRONMENT
-        .get_or_init(|| Environment::new(&std::env::temp_dir(), None, || ()).expect("a control thread"))
+    ENVIRONMENT.get_or_init(|| {
+        Environment::new(&std::env::temp_dir(), None, Switches::default(), || ()).expect("a control thread")
+    })
 }
 
 /// A port that is closed when the test is over, as a netdev would be.

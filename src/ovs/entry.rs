@@ -19,7 +19,7 @@ use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
 use crate::datapath::Queue;
 use crate::panics;
-use crate::port::{Environment, Port};
+use crate::port::{Environment, Port, Switches};
 
 /// The table for the shim. A row of another type than the header's does not compile.
 static ENTRIES: ovsv_entries = ovsv_entries {
@@ -89,9 +89,14 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
             None
         });
         refuse_unsupported(config);
+        let switches = Switches {
+            tso: config.tso,
+            iommu: config.iommu,
+            postcopy: config.postcopy,
+        };
         // SAFETY: C gives a terminated string, valid during the call.
         let rundir = unsafe { convert::path(config.rundir) };
-        match Environment::new(rundir, sock_dir, name_control_thread) {
+        match Environment::new(rundir, sock_dir, switches, name_control_thread) {
             Ok(environment) => ENVIRONMENT.set(environment).map_or(libc::EALREADY, |()| 0),
             Err(error) => {
                 ::log::error!("cannot start the control thread of the vhost-user ports: {error}");

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use crate::datapath::RingFault;
-use crate::vhost_user::{
-    Connection, Next, Offer, ProtocolFeatures, ReceiveError, Received, SendError, Session, SessionError,
-};
+use crate::vhost_user::{Connection, Next, Offer, ReceiveError, Received, SendError, Session, SessionError};
 
 use super::control::{Reactor, Source};
-use super::device::{PortDevice, OFFERED};
+use super::device::PortDevice;
+use super::offer;
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
 
@@ -46,8 +45,8 @@ pub(super) struct Heard {
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
         let offer = Offer {
-            features: OFFERED.0,
-            protocol_features: ProtocolFeatures::SUPPORTED.0,
+            features: offer::features(port.switches).0,
+            protocol_features: offer::protocol_features(port.switches).0,
             queue_pairs: MAX_QUEUE_PAIRS,
             mem_slots: MEM_SLOTS,
         };

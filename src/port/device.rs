@@ -17,22 +17,6 @@ use crate::virtio::features::{self, Features};
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
-/// What this version implements, and therefore offers: nothing else.
-pub(super) const OFFERED: Features = features::VIRTIO_NET_F_MTU
-    .with(features::VIRTIO_NET_F_MRG_RXBUF)
-    .with(features::VIRTIO_NET_F_CTRL_VQ)
-    .with(features::VIRTIO_NET_F_CTRL_RX)
-    .with(features::VIRTIO_NET_F_GUEST_ANNOUNCE)
-    .with(features::VIRTIO_NET_F_MQ)
-    .with(features::VIRTIO_F_ANY_LAYOUT)
-    .with(features::VIRTIO_RING_F_INDIRECT_DESC)
-    .with(features::VIRTIO_RING_F_EVENT_IDX)
-    .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
-    .with(features::VIRTIO_F_VERSION_1)
-    .with(features::VIRTIO_F_RING_PACKED)
-    // Every ring gives its buffers back in the order it took them, negotiated or not.
-    .with(features::VIRTIO_F_IN_ORDER);
-
 /// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
 const DRIVER_OK: u8 = 4;
 

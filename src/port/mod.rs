@@ -5,6 +5,7 @@
 //!
 //! * `options`, `lifecycle`, `tx_map`, `journal`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
+//! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
@@ -21,6 +22,7 @@ mod journal;
 mod lifecycle;
 mod listener;
 mod main_side;
+mod offer;
 mod options;
 mod peer;
 mod poll_side;
@@ -30,6 +32,7 @@ mod tx_map;
 mod watch;
 
 pub use listener::ListenError;
+pub use offer::Switches;
 pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};
 pub use shared::{Environment, Host, Port, PortError, Topology};
 pub use stats::Stats;

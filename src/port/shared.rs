@@ -15,6 +15,7 @@ use crate::virtio::features::Features;
 
 use super::control::{Command, Control};
 use super::listener::{ListenError, Listener, SocketFile};
+use super::offer::Switches;
 use super::options::{socket_directory, Mode, Options};
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -36,9 +37,10 @@ pub trait Host: Send + Sync {
     fn keep_at_exit(&self, path: &Path);
 }
 
-/// What ports share: the directory of their sockets and the control thread.
+/// What ports share: the directory of their sockets, the operator's switches, the control thread.
 pub struct Environment {
     sockets: PathBuf,
+    switches: Switches,
     control: Control,
 }
 
@@ -48,12 +50,14 @@ impl Environment {
     pub fn new(
         rundir: &Path,
         vhost_sock_dir: Option<&str>,
+        switches: Switches,
         on_start: impl FnOnce() + Send + 'static,
     ) -> io::Result<Environment> {
         let (sockets, level, line) = socket_directory(rundir, vhost_sock_dir);
         log::log!(level, "{line}");
         Ok(Environment {
             sockets,
+            switches,
             control: Control::start(on_start)?,
         })
     }
@@ -126,6 +130,7 @@ pub struct Port {
     pub(super) id: PortId,
     pub(super) name: String,
     pub(super) mode: Mode,
+    pub(super) switches: Switches,
     pub(super) control: Control,
     /// Server mode: the socket's file. Main takes it when the port goes.
     pub(super) file: Mutex<Option<SocketFile>>,
@@ -190,6 +195,7 @@ impl Port {
             id: PortId(NEXT.fetch_add(1, Ordering::Relaxed)),
             name: name.to_owned(),
             mode,
+            switches: env.switches,
             control: env.control.clone(),
             file: Mutex::new(file),
             path: Mutex::new(path),

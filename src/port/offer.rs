@@ -1,0 +1,43 @@
+//! What a port offers its front-end: what is implemented and the operator allows, and nothing else.
+//!
+//! A front-end may acknowledge by mask alone, so an offered bit is a promise.
+
+use crate::vhost_user::ProtocolFeatures;
+use crate::virtio::features::{self, Features};
+
+/// What the operator switches on for every port (`other_config`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// `userspace-tso-enable`.
+    pub tso: bool,
+    /// `vhost-iommu-support`.
+    pub iommu: bool,
+    /// `vhost-postcopy-support`.
+    pub postcopy: bool,
+}
+
+/// VIRTIO and vhost feature bits that every port has.
+const ALWAYS: Features = features::VIRTIO_NET_F_MTU
+    .with(features::VIRTIO_NET_F_MRG_RXBUF)
+    .with(features::VIRTIO_NET_F_CTRL_VQ)
+    .with(features::VIRTIO_NET_F_CTRL_RX)
+    .with(features::VIRTIO_NET_F_GUEST_ANNOUNCE)
+    .with(features::VIRTIO_NET_F_MQ)
+    .with(features::VIRTIO_F_ANY_LAYOUT)
+    .with(features::VIRTIO_RING_F_INDIRECT_DESC)
+    .with(features::VIRTIO_RING_F_EVENT_IDX)
+    .with(features::VHOST_USER_F_PROTOCOL_FEATURES)
+    .with(features::VIRTIO_F_VERSION_1)
+    .with(features::VIRTIO_F_RING_PACKED)
+    // Every ring gives its buffers back in the order it took them, negotiated or not.
+    .with(features::VIRTIO_F_IN_ORDER);
+
+/// The feature bits of a port (GET_FEATURES).
+pub(super) fn features(_switches: Switches) -> Features {
+    ALWAYS
+}
+
+/// The protocol feature bits of a port (GET_PROTOCOL_FEATURES).
+pub(super) fn protocol_features(_switches: Switches) -> ProtocolFeatures {
+    ProtocolFeatures::SUPPORTED
+}
