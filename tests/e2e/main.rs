@@ -4,6 +4,7 @@
 //! ```text
 //! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
 //! e2e demo                   what `make demo` runs
+//! e2e pvp [RINGS...]         what `make bench-pvp` runs
 //! e2e guest SOCKET COMMAND   run a command in a guest that `KEEP=1 e2e demo` left up
 //! ```
 //!
@@ -21,6 +22,7 @@ mod netns;
 mod ovs;
 mod ping;
 mod process;
+mod pvp;
 mod settings;
 mod tcp;
 mod testpmd;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("demo") => demo::main(&settings),
         Some(demo::HOLD) => demo::hold(&settings),
+        Some("pvp") => pvp::main(&settings, &arguments[1..]),
         Some("guest") => guest(&arguments[1..]),
         Some("--list") => {
             cases::list(&settings, &arguments[1..]);
