@@ -40,6 +40,16 @@ pub struct RingConfig {
     pub mem: Arc<MemTable>,
     /// The call eventfd, non-blocking; `None` for a driver that polls (SET_VRING_CALL).
     pub call: Option<Arc<OwnedFd>>,
+    /// Whether the host takes and gives offload words with its packets. If not, what the virtio-net header says of
+    /// offloads is neither read nor written, whatever was negotiated.
+    pub offloads: bool,
+}
+
+impl RingConfig {
+    /// Whether the ring needs code beyond that which moves bytes.
+    pub(super) fn has_extras(&self) -> bool {
+        self.offloads
+    }
 }
 
 /// Why a ring does not start. The ring that ran before, if any, still runs.

@@ -69,6 +69,7 @@ impl Virtqueue for Driver {
             features: self.features,
             mem: self.memory.table(),
             call: None,
+            offloads: false,
         }
     }
 

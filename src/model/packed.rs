@@ -89,6 +89,7 @@ impl Virtqueue for PackedDriver {
             features: self.features,
             mem: self.memory.table(),
             call: None,
+            offloads: false,
         }
     }
 

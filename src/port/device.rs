@@ -170,6 +170,7 @@ impl PortDevice {
             features: self.features?,
             mem: Arc::clone(&self.memory),
             call: vring.call.clone(),
+            offloads: false,
         })
     }
 

@@ -44,6 +44,7 @@ struct PackedRing<const SET: usize> {
 ///
 /// A bad layout, or a base that is no position in the ring; nothing in guest memory was changed then.
 pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+    let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
         size,
@@ -51,9 +52,10 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         driver,
         device,
         base,
-        features,
+        features: _,
         mem,
         call,
+        offloads: _,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
@@ -69,7 +71,6 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         vring: index,
         call: Call::new(call),
     };
-    let with_set = RINGS.get(set_number(features)).unwrap_or(&RINGS[0]);
     Ok(with_set(parts))
 }
 

@@ -39,6 +39,7 @@ struct SplitRing<const SET: usize> {
 ///
 /// A bad layout, or an avail index that the ring cannot hold; nothing in guest memory was changed then.
 pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+    let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
         size,
@@ -49,6 +50,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         features,
         mem,
         call,
+        offloads: _,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
@@ -67,7 +69,6 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         vring: index,
         call: Call::new(call),
     };
-    let with_set = RINGS.get(set_number(features)).unwrap_or(&RINGS[0]);
     Ok(with_set(parts))
 }
 
