@@ -32,7 +32,7 @@ mod tx_map;
 mod watch;
 
 pub use listener::ListenError;
-pub use offer::Switches;
+pub use offer::{features, protocol_features, Switches};
 pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};
 pub use shared::{Environment, Host, Port, PortError, Topology};
 pub use stats::Stats;

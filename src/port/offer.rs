@@ -33,11 +33,11 @@ const ALWAYS: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_F_IN_ORDER);
 
 /// The feature bits of a port (GET_FEATURES).
-pub(super) fn features(_switches: Switches) -> Features {
+pub fn features(_switches: Switches) -> Features {
     ALWAYS
 }
 
 /// The protocol feature bits of a port (GET_PROTOCOL_FEATURES).
-pub(super) fn protocol_features(_switches: Switches) -> ProtocolFeatures {
+pub fn protocol_features(_switches: Switches) -> ProtocolFeatures {
     ProtocolFeatures::SUPPORTED
 }

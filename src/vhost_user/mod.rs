@@ -14,6 +14,8 @@ mod session;
 mod socket;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod walk;
 
 pub use decode::{Malformed, Request};
 pub use features::ProtocolFeatures;

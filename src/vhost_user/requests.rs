@@ -37,6 +37,14 @@ impl PayloadRule {
     }
 }
 
+#[cfg(test)]
+impl PayloadRule {
+    /// Whether a payload passes.
+    pub(super) fn admits(self, payload: &[u8]) -> bool {
+        self.check(payload).is_ok()
+    }
+}
+
 /// The region count of a memory regions description, 1 to [`MAX_REGIONS`].
 fn region_count(payload: &[u8]) -> Result<usize, Malformed> {
     let count = Fields::new(payload).u32()?;
