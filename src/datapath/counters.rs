@@ -27,6 +27,7 @@ pub struct Counters {
     guest_notifications: AtomicU64,
     runts: AtomicU64,
     oversize: AtomicU64,
+    discarded: AtomicU64,
 }
 
 /// The values of [`Counters`] at one time, each exact, not all of the same moment.
@@ -48,6 +49,8 @@ pub struct QueueStats {
     pub runts: u64,
     /// Frames larger than what they should go into: a slot of ours, or a buffer of the guest's that may not be merged.
     pub oversize: u64,
+    /// Buffers that the guest sent on a queue that is started and disabled; given back unread.
+    pub discarded: u64,
 }
 
 impl Counters {
@@ -63,6 +66,7 @@ impl Counters {
             guest_notifications: get(&self.guest_notifications),
             runts: get(&self.runts),
             oversize: get(&self.oversize),
+            discarded: get(&self.discarded),
         }
     }
 
@@ -78,6 +82,11 @@ impl Counters {
         add(&self.broadcast, tally.broadcast);
         add(&self.runts, tally.runts);
         add(&self.oversize, tally.oversize);
+    }
+
+    /// Counts buffers given back unread, under the gate too.
+    pub(super) fn count_discarded(&self, chains: usize) {
+        add(&self.discarded, chains as u64);
     }
 
     /// Counts one write to the call eventfd, under the gate too.

@@ -42,3 +42,5 @@ pub use slot::{RxSlot, TxSlot};
 
 #[cfg(all(test, not(loom)))]
 mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;

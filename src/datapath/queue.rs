@@ -87,6 +87,9 @@ impl Queue {
         self.control(|state| {
             // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
             let ring = attach(config)?;
+            if self.discards(state) {
+                ring.want_kicks(true);
+            }
             ring.call(&self.counters);
             self.publish_status(ring.as_ref());
             state.ring = Some(ring);
@@ -105,8 +108,47 @@ impl Queue {
     }
 
     /// Lets bursts move packets, or not (SET_VRING_ENABLE). Waits for at most one burst.
+    ///
+    /// The driver of a disabled transmitq is asked to kick, since nobody polls it: what it sends is to be
+    /// [discarded](Self::discard).
     pub fn set_enabled(&self, enabled: bool) {
-        self.control(|state| state.enabled = enabled);
+        self.control(|state| {
+            if std::mem::replace(&mut state.enabled, enabled) == enabled {
+                return;
+            }
+            if let (Direction::Dequeue, Some(ring)) = (self.direction, &state.ring) {
+                ring.want_kicks(!enabled);
+            }
+        });
+    }
+
+    /// Gives back unread what the driver sent on a ring that is started and disabled, at most a ring full, and says
+    /// whether more came meanwhile. Does nothing for any other ring.
+    pub fn discard(&self) -> bool {
+        self.control(|state| {
+            if !self.discards(state) || state.fault.is_some() {
+                return false;
+            }
+            let Some(ring) = &mut state.ring else {
+                return false;
+            };
+            let burst = ring.discard(&self.counters);
+            self.counters.count_discarded(burst.frames);
+            self.publish_status(ring.as_ref());
+            if burst.broken {
+                state.fault = ring.fault();
+                (self.waker)();
+                return false;
+            }
+            // Where the next kick is due depends on where the ring stands.
+            ring.want_kicks(true);
+            ring.backlog() > 0
+        })
+    }
+
+    /// Whether what the driver sends is discarded, once there is a ring.
+    fn discards(&self, state: &State) -> bool {
+        self.direction == Direction::Dequeue && !state.enabled
     }
 
     /// Makes the next dequeue begin with an announcement of the guest at `mac` (VHOST_USER_SEND_RARP).

@@ -17,6 +17,13 @@ pub(super) trait Ring: Send {
     /// Moves frames from `slots` to the driver, at most [`BURST`].
     fn enqueue(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst;
 
+    /// Gives back to the driver, unread, all that it made available: for a transmitq that is disabled. The burst's frames
+    /// are chains.
+    fn discard(&mut self, counters: &Counters) -> Burst;
+
+    /// Asks the driver to kick when it makes buffers available, or not to.
+    fn want_kicks(&self, wanted: bool);
+
     /// Buffers that the driver made available and we have not taken.
     fn backlog(&self) -> u16;
 

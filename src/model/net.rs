@@ -22,18 +22,29 @@ pub struct Net<D = Driver> {
 impl<D: Virtqueue> Net<D> {
     /// A ring of `size` entries in memory of its own, with buffers of `room` bytes, header included.
     pub fn new(size: u16, room: u32, features: Features) -> Self {
-        // An odd number of cache lines from buffer to buffer, so that they do not fall into the same cache sets.
-        let stride = (u64::from(room).div_ceil(64) | 1) * 64;
-        let ring = GuestAddr(0x1000);
-        let buffers = GuestAddr((ring.0 + D::ring_bytes(size)).next_multiple_of(4096));
-        let bytes = (buffers.0 - ring.0 + stride * u64::from(size)).next_multiple_of(4096);
-        let memory = Arc::new(GuestMemory::new(bytes));
+        let memory = Arc::new(GuestMemory::new(Self::space(size, room)));
+        Self::within(memory, GuestAddr(0x1000), size, room, features)
+    }
+
+    /// The same at `ring`, which is aligned to a page, in memory that has [`space`](Self::space) there.
+    pub fn within(
+        memory: Arc<GuestMemory>,
+        ring: GuestAddr,
+        size: u16,
+        room: u32,
+        features: Features,
+    ) -> Self {
         Self {
             driver: D::new(memory, ring, size, features),
-            buffers,
+            buffers: GuestAddr(ring.0 + D::ring_bytes(size).next_multiple_of(4096)),
             room,
-            stride,
+            stride: stride(room),
         }
+    }
+
+    /// Bytes that a ring with its buffers takes: whole pages.
+    pub fn space(size: u16, room: u32) -> u64 {
+        D::ring_bytes(size).next_multiple_of(4096) + (stride(room) * u64::from(size)).next_multiple_of(4096)
     }
 
     /// Bytes of the header before each frame.
@@ -126,4 +137,9 @@ impl<D: Virtqueue> Net<D> {
         self.driver.memory().read(self.buffer(head), &mut bytes);
         Some(bytes)
     }
+}
+
+/// Bytes from buffer to buffer: an odd number of cache lines, so that they do not fall into the same cache sets.
+fn stride(room: u32) -> u64 {
+    (u64::from(room).div_ceil(64) | 1) * 64
 }

@@ -13,6 +13,7 @@ use crate::vhost_user::{Connection, Next, Offer, ReceiveError, Received, SendErr
 
 use super::control::{Reactor, Source};
 use super::device::PortDevice;
+use super::drain::Drains;
 use super::offer;
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
@@ -28,6 +29,7 @@ pub(super) struct Attachment {
     connection: Connection,
     session: Session,
     pub(super) device: PortDevice,
+    pub(super) drains: Drains,
     /// Since when a message, or our answer to one, is under way.
     busy_since: Option<Instant>,
     /// Broken rings that were spoken of.
@@ -54,6 +56,7 @@ impl Attachment {
             connection: Connection::new(stream),
             session: Session::new(offer),
             device: PortDevice::new(Arc::clone(&port)),
+            drains: Drains::default(),
             port,
             busy_since: None,
             faults: Vec::new(),
@@ -111,7 +114,13 @@ impl Attachment {
         reactor.add(self.connection.as_fd(), Source::Connection(id))
     }
 
-    pub(super) fn unregister(&self, reactor: &Reactor) {
+    /// Watches the rings that are started and disabled, and no others.
+    pub(super) fn settle_drains(&mut self, reactor: &Reactor, now: Instant) {
+        self.drains.settle(self.device.idle_rings(), reactor, now);
+    }
+
+    pub(super) fn unregister(&mut self, reactor: &Reactor) {
+        self.drains.clear(reactor);
         reactor.remove(self.connection.as_fd());
     }
 

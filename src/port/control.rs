@@ -90,26 +90,31 @@ pub(super) enum Source {
     Watches,
     Listener(PortId),
     Connection(PortId),
+    /// The driver of this vring kicked.
+    Kick(PortId, u16),
 }
 
-/// A source as epoll carries it: the port's number, then two bits that say what it is.
+/// A source as epoll carries it: the port's number, a vring's in eight bits, then three bits that say what it is.
 impl Source {
     fn data(self) -> EventData {
         EventData::new_u64(match self {
             Source::Wake => 0,
             Source::Watches => 1,
-            Source::Listener(id) => id.0 << 2 | 2,
-            Source::Connection(id) => id.0 << 2 | 3,
+            Source::Listener(id) => id.0 << 11 | 2,
+            Source::Connection(id) => id.0 << 11 | 3,
+            Source::Kick(id, vring) => id.0 << 11 | u64::from(vring & 0xff) << 3 | 4,
         })
     }
 
     fn of(data: u64) -> Source {
-        let id = PortId(data >> 2);
-        match data & 3 {
+        let id = PortId(data >> 11);
+        let [vring, ..] = (data >> 3).to_le_bytes();
+        match data & 7 {
             0 => Source::Wake,
             1 => Source::Watches,
             2 => Source::Listener(id),
-            _ => Source::Connection(id),
+            3 => Source::Connection(id),
+            _ => Source::Kick(id, u16::from(vring)),
         }
     }
 }
@@ -130,6 +135,12 @@ impl Reactor {
 
     pub(super) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, source.data(), EventFlags::IN)?)
+    }
+
+    /// Reports each time something is written to `fd`, which nobody need read.
+    pub(super) fn add_edges(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, source.data(), flags)?)
     }
 
     /// Asks also for readiness to write, or no more.
@@ -195,6 +206,7 @@ impl ControlThread {
             }
             Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
             Source::Connection(id) => self.with(id, |peer, reactor| peer.readable(reactor, now)),
+            Source::Kick(id, vring) => self.with(id, |peer, _| peer.kicked(vring, now)),
         }
     }
 
@@ -323,6 +335,8 @@ mod tests {
             Source::Watches,
             Source::Listener(id),
             Source::Connection(id),
+            Source::Kick(id, 0),
+            Source::Kick(id, 255),
         ] {
             assert_eq!(Source::of(source.data().u64()), source);
         }

@@ -27,9 +27,10 @@ struct Vring {
     address: Option<VringAddr>,
     /// In the layout of the ring, see [`RingConfig::base`].
     base: u32,
-    /// The front-end has handed over the kick: the ring may start. Poll threads need no kick, so the
-    /// descriptor itself is closed.
+    /// The front-end has handed over the kick: the ring may start.
     kicked: bool,
+    /// What the driver kicks, which matters only to who drains a disabled ring.
+    kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     err: Option<OwnedFd>,
     enabled: bool,
@@ -105,6 +106,15 @@ impl PortDevice {
     fn numa(&self) -> Option<i32> {
         let ring = self.vrings.first()?.address.as_ref()?;
         self.memory.frontend(ring.desc, 1)?.numa_node()
+    }
+
+    /// The guest's transmitqs that are started and disabled, with their kick descriptors.
+    pub(super) fn idle_rings(&self) -> impl Iterator<Item = (u16, Option<Arc<OwnedFd>>)> + '_ {
+        let idle = |vring: &Vring| vring.running && !self.enabled(vring);
+        (0..)
+            .zip(&self.vrings)
+            .filter(move |(index, vring)| index % 2 == 1 && idle(vring))
+            .map(|(index, vring)| (index, vring.kick.clone()))
     }
 
     fn usable(&self, vring: &Vring) -> bool {
@@ -319,7 +329,10 @@ impl Device for PortDevice {
             Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
-            Request::SetVringKick { index, .. } => self.change(index, |v| v.kicked = true),
+            Request::SetVringKick { index, fd } => self.change(index, |vring| {
+                vring.kicked = true;
+                vring.kick = fd.map(Arc::new);
+            }),
             Request::SetVringCall { index, fd } => {
                 let call = fd.map(eventfd).transpose()?.map(Arc::new);
                 self.change(index, |vring| vring.call = call)

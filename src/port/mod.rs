@@ -7,6 +7,7 @@
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
+//! * `drain`: transmitqs that are started and disabled.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
@@ -18,6 +19,7 @@ mod connector;
 mod control;
 mod control_side;
 mod device;
+mod drain;
 mod journal;
 mod lifecycle;
 mod listener;

@@ -103,7 +103,11 @@ impl Peer {
     /// When this port next wants to be called although nothing happens.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
-        [deadline, self.life.wakes_at()].into_iter().flatten().min()
+        let drain = self.attachment.as_ref().and_then(|there| there.drains.wakes_at());
+        [deadline, drain, self.life.wakes_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Client mode: connect to `path` from now on; None, to nothing.
@@ -143,7 +147,17 @@ impl Peer {
             );
             self.happened(Event::Lost, reactor, now);
         }
+        if let Some(attachment) = &mut self.attachment {
+            attachment.drains.tick(&self.port, reactor, self.port.id(), now);
+        }
         self.happened(Event::Tick, reactor, now);
+    }
+
+    /// The driver of a ring that nobody polls has something for it.
+    pub(super) fn kicked(&mut self, vring: u16, now: Instant) {
+        if let Some(attachment) = &mut self.attachment {
+            attachment.drains.kicked(vring, &self.port, now);
+        }
     }
 
     /// The port is deleted.
@@ -251,6 +265,7 @@ impl Peer {
                 format_args!("State of queue {queue} ( {direction}_qid {queue} ) of vhost device '{path}' changed to '{state}'"),
             );
         }
+        attachment.settle_drains(reactor, now);
         let up = attachment.device.attached();
         let was_up = self.life.state() == State::Running;
         if up {
@@ -352,7 +367,7 @@ impl Peer {
 
     /// Ends the connection, if there is one: its rings stop, its memory goes.
     fn disconnect(&mut self, reactor: &mut Reactor, now: Instant) {
-        let Some(attachment) = self.attachment.take() else {
+        let Some(mut attachment) = self.attachment.take() else {
             return;
         };
         attachment.unregister(reactor);

@@ -125,6 +125,7 @@ fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
             sum.broadcast_packets += one.broadcast_packets;
             sum.runts += one.runts;
             sum.oversize += one.oversize;
+            sum.discarded += one.discarded;
             for (sum, one) in sum.size_bins.iter_mut().zip(one.size_bins) {
                 *sum += one;
             }
@@ -156,6 +157,7 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     let rx = total(queues.iter().skip(1).step_by(2));
     emit("ovs_vhost_rx_runt_drops", rx.runts);
     emit("ovs_vhost_rx_oversize_drops", rx.oversize);
+    emit("ovs_vhost_rx_disabled_drops", rx.discarded);
 }
 
 fn of_queue(prefix: &str, stats: &QueueStats, emit: &mut dyn FnMut(&str, u64)) {

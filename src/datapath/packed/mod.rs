@@ -7,6 +7,7 @@
 //! written when it ends: all but the first, then the first, behind which the driver does not look before it is there.
 
 mod dequeue;
+mod discard;
 mod enqueue;
 mod resume;
 
@@ -17,11 +18,13 @@ use super::counters::{Counters, Tally};
 use super::ring::{Burst, Ring};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::Cursor;
+use crate::memory::{cpu, Cursor};
 use crate::virtio::chain::{ChainError, DescRing, Direction};
 use crate::virtio::desc::VIRTQ_DESC_F_NEXT;
 use crate::virtio::notify::packed_driver_wants_call;
-use crate::virtio::packed_ring::{Event, PackedMem, Position, Used, RING_EVENT_FLAGS_DISABLE};
+use crate::virtio::packed_ring::{
+    Event, PackedMem, Position, Used, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE,
+};
 use crate::virtio::ring::RingAddrs;
 
 /// A packed ring with the code for one feature set.
@@ -60,18 +63,16 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
     let addrs = RingAddrs { desc, driver, device };
     let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
     let next = resume::resume(&mem, index, base)?;
-    // We poll: the driver need not kick.
-    mem.set_device_event(Event {
-        desc: 0,
-        flags: RING_EVENT_FLAGS_DISABLE,
-    });
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
     };
-    Ok(with_set(parts))
+    let ring = with_set(parts);
+    // We poll.
+    ring.want_kicks(false);
+    Ok(ring)
 }
 
 struct Parts {
@@ -117,6 +118,20 @@ impl<const SET: usize> Ring for PackedRing<SET> {
             true => self.enqueue_available(slots, counters),
             false => Burst::default(),
         }
+    }
+
+    fn discard(&mut self, counters: &Counters) -> Burst {
+        self.discard_available(counters)
+    }
+
+    fn want_kicks(&self, wanted: bool) {
+        let flags = match wanted {
+            true => RING_EVENT_FLAGS_ENABLE,
+            false => RING_EVENT_FLAGS_DISABLE,
+        };
+        self.mem.set_device_event(Event { desc: 0, flags });
+        // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
+        cpu::full_barrier();
     }
 
     /// Counts descriptors, of which a buffer may have several.

@@ -4,6 +4,7 @@
 //! one free-running index says both what to take next and what was used last.
 
 mod dequeue;
+mod discard;
 mod enqueue;
 
 use super::ahead::{Ahead, Plan};
@@ -13,10 +14,9 @@ use super::counters::{Counters, Tally};
 use super::ring::{Burst, Ring};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::Cursor;
+use crate::memory::{cpu, Cursor};
 use crate::virtio::chain::{ChainError, DescRing, Direction};
 use crate::virtio::desc::VIRTQ_USED_F_NO_NOTIFY;
-use crate::virtio::features::VIRTIO_RING_F_EVENT_IDX;
 use crate::virtio::notify::driver_wants_call;
 use crate::virtio::ring::{RingAddrs, SplitMem};
 
@@ -47,7 +47,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         driver,
         device,
         base,
-        features,
+        features: _,
         mem,
         call,
         offloads: _,
@@ -56,20 +56,16 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
     let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
     let next = resume(&mem, index, base)?;
-    if features.contains(VIRTIO_RING_F_EVENT_IDX) {
-        // We poll. The driver kicks when its index passes this one: once in 65536 entries.
-        mem.set_used_flags(0);
-        mem.set_avail_event(next.wrapping_sub(1));
-    } else {
-        mem.set_used_flags(VIRTQ_USED_F_NO_NOTIFY);
-    }
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
     };
-    Ok(with_set(parts))
+    let ring = with_set(parts);
+    // We poll.
+    ring.want_kicks(false);
+    Ok(ring)
 }
 
 /// Where to go on in a ring that another back-end may have served.
@@ -136,6 +132,28 @@ impl<const SET: usize> Ring for SplitRing<SET> {
             0 => self.idle(),
             ready => self.enqueue_ready(ready, slots, counters),
         }
+    }
+
+    fn discard(&mut self, counters: &Counters) -> Burst {
+        self.discard_ready(counters)
+    }
+
+    fn want_kicks(&self, wanted: bool) {
+        if Bits::<SET>::EVENT_IDX {
+            // The driver kicks when its index passes this one: at once, or once in 65536 entries.
+            let event = if wanted {
+                self.next
+            } else {
+                self.next.wrapping_sub(1)
+            };
+            self.mem.set_used_flags(0);
+            self.mem.set_avail_event(event);
+        } else {
+            let flags = if wanted { 0 } else { VIRTQ_USED_F_NO_NOTIFY };
+            self.mem.set_used_flags(flags);
+        }
+        // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
+        cpu::full_barrier();
     }
 
     fn backlog(&self) -> u16 {

@@ -1,0 +1,32 @@
+//! What a split transmitq gets while it is started and disabled: its buffers back, unread.
+
+use super::{beyond, SplitRing};
+use crate::datapath::config::FaultReason;
+use crate::datapath::counters::{Counters, Tally};
+use crate::datapath::ring::Burst;
+use crate::virtio::chain::DescRing;
+
+impl<const SET: usize> SplitRing<SET> {
+    /// Gives back all that is available now, at most a ring full. What the chains hold is nobody's business.
+    pub(super) fn discard_ready(&mut self, counters: &Counters) -> Burst {
+        let ready = self.ready();
+        let (mem, next) = (&self.mem, self.next);
+        let mut chains = 0;
+        while chains < ready {
+            let avail = next.wrapping_add(chains);
+            let head = mem.avail_entry(avail);
+            if head >= mem.size() {
+                let error = beyond(mem, head);
+                self.fault = Some(FaultReason::Chain { avail, head, error });
+                break;
+            }
+            mem.write_used(avail, head, 0);
+            chains += 1;
+        }
+        self.finish(chains, &Tally::default(), counters);
+        Burst {
+            frames: usize::from(chains),
+            ..self.idle()
+        }
+    }
+}
