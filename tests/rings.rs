@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use ovs_vhost::datapath::TxSlot;
 use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Driver, GuestMemory, Net, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
 use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
 use ovs_vhost::virtio::features::*;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -69,6 +70,11 @@ impl TestPort {
         found.expect(name)
     }
 
+    fn send(&self, queue: u16, frames: &[Vec<u8>]) {
+        let slots: Vec<_> = frames.iter().map(|frame| TxSlot::new(frame)).collect();
+        self.0.send(queue, &slots);
+    }
+
     /// One burst from queue `queue`.
     fn receive(&self, queue: u16) -> Vec<Vec<u8>> {
         let mut pool = Pool::new(32, 2048);
@@ -87,6 +93,7 @@ impl Drop for TestPort {
 /// A guest with `pairs` queue pairs: the model's drivers, and rust-vmm's front-end to speak for them.
 struct Guest<D> {
     frontend: Frontend,
+    memory: Arc<GuestMemory>,
     rings: Vec<Net<D>>,
     kicks: Vec<EventFd>,
 }
@@ -101,6 +108,7 @@ impl<D: Virtqueue> Guest<D> {
         let mut guest = Guest {
             frontend: Frontend::from_stream(port.connect(), 256),
             rings: (0..2 * pairs).map(ring).collect(),
+            memory: Arc::clone(&memory),
             kicks: (0..2 * pairs)
                 .map(|_| EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"))
                 .collect(),
@@ -127,7 +135,6 @@ impl<D: Virtqueue> Guest<D> {
         self.frontend
             .set_protocol_features(protocol & !VhostUserProtocolFeatures::STATUS)
             .expect("protocol features");
-        assert_eq!(self.frontend.get_queue_num().expect("queues"), 128);
         self.frontend.set_features(features.0).expect("features");
     }
 
@@ -247,4 +254,131 @@ fn what_a_guest_sends_on_a_started_but_disabled_queue_comes_back_and_is_counted(
     a_disabled_queue_drains::<Driver>("drain-split", SPLIT);
     a_disabled_queue_drains::<Driver>("drain-event-idx", SPLIT | VIRTIO_RING_F_EVENT_IDX);
     a_disabled_queue_drains::<PackedDriver>("drain-packed", PACKED);
+}
+
+/// Resets a queue as QEMU does for its driver, to another size, with a driver that begins anew.
+fn reset<D: Virtqueue>(guest: &mut Guest<D>, index: u16, size: u16, features: Features) {
+    let vring = usize::from(index);
+    let old = &guest.rings[vring];
+    let at = GuestAddr(0x1000 + u64::from(index) * Net::<D>::space(SIZE, ROOM));
+    let memory = Arc::clone(&guest.memory);
+    memory.write(at, &vec![0; usize::try_from(D::ring_bytes(SIZE)).expect("small")]);
+    assert!(old.driver.config(index).size == SIZE || size == SIZE);
+    guest.frontend.get_vring_base(vring).expect("it stops");
+    guest.rings[vring] = Net::within(memory, at, size, ROOM, features);
+    // The queue stays enabled: nothing is said of that.
+    guest.start(index, fresh(features));
+    guest.settle();
+}
+
+fn one_ring_is_reset_while_others_run<D: Virtqueue>(name: &str, features: Features) {
+    let features = features | VIRTIO_F_RING_RESET;
+    let port = TestPort::new(name);
+    let mut guest = Guest::<D>::new(&port, 2, features);
+    for index in 0..4 {
+        guest.start(index, fresh(features));
+        guest.enable(index, true);
+    }
+    guest.settle();
+    eventually("the first pair runs", || port.0.carrier());
+    port.0.reconfigure();
+    for round in 0..40 {
+        // Something is under way in every ring when one of the second pair goes.
+        guest.transmit(1, &frames(round, 3));
+        guest.transmit(3, &frames(round, 2));
+        guest.rings[0].supply(4);
+        guest.rings[0].driver.publish();
+        guest.rings[2].supply(4);
+        guest.rings[2].driver.publish();
+        let index = if round % 2 == 0 { 3 } else { 2 };
+        reset(
+            &mut guest,
+            index,
+            if round % 4 < 2 { SIZE / 2 } else { SIZE },
+            features,
+        );
+        assert!(port.0.carrier(), "nobody noticed");
+
+        assert_eq!(port.receive(0), frames(round, 3), "the other pair moves packets");
+        assert_eq!(guest.reap(1), 3);
+        port.send(0, &frames(round, 2));
+        assert_eq!(guest.rings[0].receive(), Some(vec![round & !1; 60]));
+        assert!(guest.rings[0].receive().is_some());
+
+        // The ring that was reset has forgotten what it had, and goes on.
+        port.receive(1);
+        guest.reap(3);
+        guest.transmit(3, &frames(round, 5));
+        assert_eq!(port.receive(1), frames(round, 5));
+        assert_eq!(guest.reap(3), 5);
+        guest.rings[2].supply(4);
+        guest.rings[2].driver.publish();
+        port.send(1, &frames(round, 1));
+        assert_eq!(guest.rings[2].receive(), Some(vec![round & !1; 60]));
+    }
+}
+
+#[test]
+fn one_ring_is_reset_and_resized_while_the_others_run() {
+    one_ring_is_reset_while_others_run::<Driver>("reset-split", SPLIT);
+    one_ring_is_reset_while_others_run::<PackedDriver>("reset-packed", PACKED);
+}
+
+#[test]
+fn two_hundred_and_fifty_six_vrings_run_and_move_packets() {
+    let port = TestPort::new("many");
+    let mut guest = Guest::<Driver>::new(&port, 128, SPLIT);
+    for index in 0..256 {
+        guest.start(index, 0);
+        guest.enable(index, true);
+    }
+    guest.settle();
+    eventually("the first pair runs", || port.0.carrier());
+    let topology = port.0.reconfigure();
+    assert_eq!((topology.n_rxq, topology.n_txq), (128, 128));
+    for queue in 0..128 {
+        assert!(port.0.rxq_enabled(queue));
+        let (to_guest, from_guest) = (2 * queue, 2 * queue + 1);
+        let seed = u8::try_from(queue).expect("small");
+        guest.transmit(from_guest, &frames(seed, 2));
+        assert_eq!(port.receive(queue), frames(seed, 2), "queue {queue}");
+        guest.rings[usize::from(to_guest)].supply(1);
+        guest.rings[usize::from(to_guest)].driver.publish();
+        port.send(queue, &frames(seed, 1));
+        let got = guest.rings[usize::from(to_guest)].receive();
+        assert_eq!(got, Some(vec![seed & !1; 60]), "queue {queue}");
+    }
+    assert_eq!(port.counter("tx_q127_good_packets"), 1);
+    assert!(guest.frontend.set_vring_enable(256, true).is_err());
+}
+
+#[test]
+fn a_guest_has_five_hundred_and_nine_memory_slots() {
+    let port = TestPort::new("slots");
+    let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
+    assert_eq!(guest.frontend.get_max_mem_slots().expect("an answer"), 509);
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let (_, file) = guest.memory.regions().remove(0);
+    // One is the rings'.
+    for slot in 1..=509_u64 {
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: slot << 32,
+            memory_size: 4096,
+            userspace_addr: (slot << 32) + FRONTEND_OFFSET,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        assert_eq!(
+            guest.frontend.add_mem_region(&region).is_ok(),
+            slot <= 508,
+            "slot {slot}"
+        );
+    }
+    for index in 0..2 {
+        guest.start(index, 0);
+        guest.enable(index, true);
+    }
+    eventually("the pair runs", || port.0.carrier());
+    guest.transmit(1, &frames(0, 2));
+    assert_eq!(port.receive(0), frames(0, 2));
 }

@@ -30,7 +30,9 @@ const ALWAYS: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_F_VERSION_1)
     .with(features::VIRTIO_F_RING_PACKED)
     // Every ring gives its buffers back in the order it took them, negotiated or not.
-    .with(features::VIRTIO_F_IN_ORDER);
+    .with(features::VIRTIO_F_IN_ORDER)
+    // A queue is reset as a vring is stopped (GET_VRING_BASE), set up and kicked, which concerns no other.
+    .with(features::VIRTIO_F_RING_RESET);
 
 /// The feature bits of a port (GET_FEATURES).
 pub fn features(_switches: Switches) -> Features {

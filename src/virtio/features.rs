@@ -91,6 +91,7 @@ features! {
     VIRTIO_F_RING_PACKED = 34, "The ring has the packed layout.";
     VIRTIO_F_IN_ORDER = 35, "Buffers are used in the order they were made available.";
     VIRTIO_F_ORDER_PLATFORM = 36, "Memory is ordered as for a device, not for a processor.";
+    VIRTIO_F_RING_RESET = 40, "The driver resets queues one by one.";
 }
 
 #[cfg(test)]
