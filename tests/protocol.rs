@@ -148,7 +148,8 @@ fn serve() -> (UnixStream, JoinHandle<Record>) {
             };
             let outcome = session.handle(message, &mut device);
             if let Some(reply) = outcome.reply {
-                connection.send(&reply).expect("a front-end that reads");
+                let sent = connection.send_with(&reply, outcome.fd);
+                sent.expect("a front-end that reads");
             }
             if outcome.next == Next::Close {
                 return (device.log, outcome.error.map(|error| error.to_string()));

@@ -82,7 +82,7 @@ impl Attachment {
         self.busy_since = None;
         let outcome = self.session.handle(message, &mut self.device);
         if let Some(reply) = outcome.reply {
-            self.connection.send(&reply)?;
+            self.connection.send_with(&reply, outcome.fd)?;
         }
         match (outcome.error, outcome.next) {
             (Some(error), Next::Close) => Err(End::Refused(error)),

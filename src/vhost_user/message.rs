@@ -209,14 +209,15 @@ impl Message {
 
 /// A reply to request `request` with `payload` behind the header. Its flags are exactly
 /// [`Flags::OF_A_REPLY`].
-pub(super) fn reply(request: u32, payload: [u8; 8]) -> Vec<u8> {
+pub(super) fn reply(request: u32, payload: &[u8]) -> Vec<u8> {
     let header = Header {
         request,
         flags: Flags::OF_A_REPLY,
-        size: 8,
+        // No payload of ours comes near that.
+        size: u32::try_from(payload.len()).unwrap_or(u32::MAX),
     };
     let mut bytes = header.encode().to_vec();
-    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(payload);
     bytes
 }
 
@@ -312,7 +313,7 @@ mod tests {
     #[test]
     fn reply_flags_are_exactly_version_one_and_reply() {
         assert_eq!(Flags::OF_A_REPLY.0, 0x5);
-        let bytes = reply(11, encode_vring_state(3, 0x8000_0001));
+        let bytes = reply(11, &encode_vring_state(3, 0x8000_0001));
         let header = Header::decode(*bytes.first_chunk().expect("a header"));
         assert_eq!(
             header,

@@ -4,6 +4,7 @@
 //! [its row](super::requests::TABLE); here is only what holds for all of them: flags, gates, acknowledgements.
 
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
@@ -38,7 +39,7 @@ pub trait Device {
 }
 
 /// A device's answer. It must be of the kind that [`Answer`] names in the request's row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Response {
     /// Carried out; there is nothing to tell.
     Done,
@@ -123,12 +124,12 @@ pub enum SessionError {
         refusal: Refusal,
     },
     /// The device gave an answer that the request does not have.
-    #[error("{name}: the device answered {response:?}")]
+    #[error("{name}: the device answered {response}")]
     WrongResponse {
         /// The request.
         name: &'static str,
         /// What it answered.
-        response: Response,
+        response: String,
     },
 }
 
@@ -155,10 +156,12 @@ pub enum Next {
 }
 
 /// What a message led to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Outcome {
     /// Bytes to send.
     pub reply: Option<Vec<u8>>,
+    /// A file descriptor to send with the first of them.
+    pub fd: Option<OwnedFd>,
     /// Why it was not carried out, for the log.
     pub error: Option<SessionError>,
     /// What it settled, for the log: `negotiated Vhost-user protocol features: 0x1801d`.
@@ -178,7 +181,13 @@ pub struct Session {
 enum Success {
     Done,
     Settled(String),
-    Payload([u8; 8]),
+    Payload(Vec<u8>, Option<OwnedFd>),
+}
+
+impl Success {
+    fn number(number: u64) -> Success {
+        Success::Payload(number.to_ne_bytes().to_vec(), None)
+    }
 }
 
 impl Session {
@@ -265,7 +274,7 @@ impl Session {
                 )));
             }
         };
-        Ok(Success::Payload(number.to_ne_bytes()))
+        Ok(Success::number(number))
     }
 
     /// Has the device carry a request out.
@@ -284,25 +293,27 @@ impl Session {
             .map_err(|refusal| SessionError::Refused { name, refusal })?;
         match (rule.answer, response) {
             (Answer::Ack, Response::Done) => Ok(Success::Done),
-            (Answer::U64, Response::U64(number)) => Ok(Success::Payload(number.to_ne_bytes())),
+            (Answer::U64, Response::U64(number)) => Ok(Success::number(number)),
             (Answer::VringState, Response::VringState { index, num }) => {
-                Ok(Success::Payload(message::encode_vring_state(index.into(), num)))
+                let payload = message::encode_vring_state(index.into(), num);
+                Ok(Success::Payload(payload.to_vec(), None))
             }
-            (_, response) => Err(SessionError::WrongResponse { name, response }),
+            (_, response) => Err(SessionError::WrongResponse {
+                name,
+                response: format!("{response:?}"),
+            }),
         }
     }
 
     fn accept(&self, header: Header, success: Success) -> Outcome {
-        let reply = match success {
-            Success::Payload(payload) => Some(message::reply(header.request, payload)),
-            Success::Done | Success::Settled(_) => self.acknowledge(header, 0),
-        };
-        let note = match success {
-            Success::Settled(note) => Some(note),
-            Success::Done | Success::Payload(_) => None,
+        let (reply, fd, note) = match success {
+            Success::Payload(payload, fd) => (Some(message::reply(header.request, &payload)), fd, None),
+            Success::Settled(note) => (self.acknowledge(header, 0), None, Some(note)),
+            Success::Done => (self.acknowledge(header, 0), None, None),
         };
         Outcome {
             reply,
+            fd,
             error: None,
             note,
             next: Next::Continue,
@@ -325,6 +336,7 @@ impl Session {
         };
         Outcome {
             reply,
+            fd: None,
             error: Some(error),
             note: None,
             next,
@@ -334,7 +346,7 @@ impl Session {
     /// The acknowledgement the sender asked for, if it may ask (vhost-user, "REPLY_ACK"): zero for success.
     fn acknowledge(&self, header: Header, result: u64) -> Option<Vec<u8>> {
         let asked = header.flags.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
-        asked.then(|| message::reply(header.request, result.to_ne_bytes()))
+        asked.then(|| message::reply(header.request, &result.to_ne_bytes()))
     }
 }
 
@@ -670,7 +682,7 @@ mod tests {
     #[test]
     fn a_device_that_answers_the_wrong_kind_closes_its_connection_only() {
         let mut bench = Bench::negotiated("wrong-kind");
-        bench.device.answers = Some(Response::U64(1));
+        bench.device.answers = Some(|| Response::U64(1));
         for name in ["GET_VRING_BASE", "SET_OWNER"] {
             let outcome = bench.send_sample(id(name), PLAIN);
             assert!(matches!(outcome.error, Some(SessionError::WrongResponse { .. })));

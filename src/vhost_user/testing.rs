@@ -98,7 +98,7 @@ pub(super) fn wire(request: u32, flags: Flags, payload: &[u8]) -> Vec<u8> {
 #[derive(Default)]
 pub(super) struct Fake {
     pub(super) refuses: bool,
-    pub(super) answers: Option<Response>,
+    pub(super) answers: Option<fn() -> Response>,
     pub(super) seen: Vec<Request>,
 }
 
@@ -116,7 +116,7 @@ impl Device for Fake {
             _ => Response::Done,
         };
         self.seen.push(request);
-        Ok(self.answers.unwrap_or(response))
+        Ok(self.answers.map_or(response, |answer| answer()))
     }
 }
 
