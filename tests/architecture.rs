@@ -24,6 +24,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("memory/copy.rs", "copies between guest memory and ours"),
     ("memory/cpu.rs", "prefetches and barriers"),
     ("memory/mapping.rs", "maps a front-end's memory"),
+    (
+        "memory/inflight.rs",
+        "maps the buffer in which a front-end keeps what was in flight",
+    ),
     ("memory/numa.rs", "a system call that libc does not wrap"),
     (
         "virtio/ring.rs",

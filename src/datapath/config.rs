@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::memory::{FrontendAddr, MemTable};
+use crate::memory::{FrontendAddr, InflightQueue, MemTable};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
 use crate::virtio::ring::LayoutError;
@@ -43,12 +43,14 @@ pub struct RingConfig {
     /// Whether the host takes and gives offload words with its packets. If not, what the virtio-net header says of
     /// offloads is neither read nor written, whatever was negotiated.
     pub offloads: bool,
+    /// Where the ring keeps what the back-end after this one must know, if the front-end keeps that (SET_INFLIGHT_FD).
+    pub inflight: Option<InflightQueue>,
 }
 
 impl RingConfig {
     /// Whether the ring needs code beyond that which moves bytes.
     pub(super) fn has_extras(&self) -> bool {
-        self.offloads
+        self.offloads || self.inflight.is_some()
     }
 }
 

@@ -14,7 +14,6 @@ pub(super) trait Set {
     const INDIRECT: bool;
     /// Whether the ring does anything beyond moving bytes, see [`RingConfig::has_extras`]: then flags are looked at as it
     /// runs, and otherwise nothing of that is even compiled in.
-    #[expect(dead_code, reason = "the extras come one by one")]
     const EXTRA: bool;
 }
 

@@ -24,7 +24,9 @@
 mod addr;
 mod copy;
 pub(crate) mod cpu;
+pub(crate) mod crash;
 mod error;
+mod inflight;
 mod mapping;
 mod numa;
 mod region;
@@ -33,6 +35,7 @@ mod table;
 pub use addr::{FrontendAddr, GuestAddr};
 pub use copy::GuestSlice;
 pub use error::MemError;
+pub use inflight::{InflightDesc, InflightError, InflightLayout, InflightMem, InflightQueue};
 pub use mapping::Mapping;
 pub use region::{Region, RegionDesc};
 pub use table::{Cursor, MemTable, Unmapped, MAX_REGIONS};

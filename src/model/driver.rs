@@ -70,6 +70,7 @@ impl Virtqueue for Driver {
             mem: self.memory.table(),
             call: None,
             offloads: false,
+            inflight: None,
         }
     }
 

@@ -90,6 +90,7 @@ impl Virtqueue for PackedDriver {
             mem: self.memory.table(),
             call: None,
             offloads: false,
+            inflight: None,
         }
     }
 

@@ -181,6 +181,7 @@ impl PortDevice {
             mem: Arc::clone(&self.memory),
             call: vring.call.clone(),
             offloads: false,
+            inflight: None,
         })
     }
 

@@ -17,7 +17,7 @@ use super::desc::{
     desc_table_bytes, Desc, DESC_SIZE, MAX_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use super::ring::{area, LayoutError, RingAddrs};
-use crate::memory::{cpu, MemTable};
+use crate::memory::{cpu, crash, MemTable};
 
 /// The driver's bit: equal to its wrap counter when it made the descriptor available.
 pub const VIRTQ_DESC_F_AVAIL: u16 = 1 << 7;
@@ -210,6 +210,7 @@ impl PackedMem {
     #[inline(always)]
     pub fn write_used(&self, at: Position, used: Used) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Relaxed: ordered by the release of the first one of the burst.
             rest.store(used_word(at, used), Ordering::Relaxed);
         }
@@ -220,6 +221,7 @@ impl PackedMem {
     #[inline(always)]
     pub fn publish_used(&self, at: Position, used: Used) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Release: pairs with the driver's load of the flags; it then sees the others and the buffers' bytes.
             rest.store(used_word(at, used), Ordering::Release);
         }
@@ -229,6 +231,7 @@ impl PackedMem {
     /// but who scans the ring does.
     pub fn mark_used(&self, at: Position) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Relaxed, and a load and a store: until its chain is published it is the device's alone.
             let word = rest.load(Ordering::Relaxed) & !(u64::from(TURN) << 48);
             rest.store(word | u64::from(at.used()) << 48, Ordering::Relaxed);

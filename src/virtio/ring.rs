@@ -15,7 +15,7 @@ use super::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, ENTRIES_OFFSET, IDX_OFFSET,
     MAX_SIZE,
 };
-use crate::memory::{cpu, FrontendAddr, MemTable};
+use crate::memory::{cpu, crash, FrontendAddr, MemTable};
 
 /// Why three addresses and a size are not a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -168,6 +168,7 @@ impl SplitMem {
             len,
         };
         let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
+        crash::point();
         // A plain store, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
         // SAFETY: the entry is inside the used ring, which is aligned to 4.
         unsafe { self.used.as_ptr().add(entry).cast::<UsedElem>().write(elem) };
@@ -183,6 +184,7 @@ impl SplitMem {
     /// Hands the used entries before `idx` to the driver.
     #[inline(always)]
     pub fn publish_used(&self, idx: u16) {
+        crash::point();
         // Release: pairs with the driver's load of used.idx; it then sees the entries and the buffers' bytes.
         self.u16(self.used, IDX_OFFSET).store(idx, Ordering::Release);
     }

@@ -58,6 +58,9 @@ impl<const SET: usize> PackedRing<SET> {
                     outcome.frames += 1;
                     // All chains looked up but the last are of one descriptor: the next begins where it was looked up.
                     passed += taken;
+                    if Bits::<SET>::EXTRA && taken > 1 {
+                        staged.join(mark.count, taken);
+                    }
                 }
                 Ok(Put::Oversize) => {
                     tally.oversize += 1;

@@ -9,13 +9,15 @@
 mod dequeue;
 mod discard;
 mod enqueue;
+mod inflight;
 mod resume;
 
+use self::inflight::Track;
 use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
-use super::ring::{Burst, Ring};
+use super::ring::{Burst, Ring, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor};
@@ -38,6 +40,7 @@ struct PackedRing<const SET: usize> {
     vring: u16,
     call: Call,
     staged: Staged,
+    track: Option<Track>,
     fault: Option<FaultReason>,
 }
 
@@ -59,15 +62,20 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         mem,
         call,
         offloads: _,
+        inflight,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
-    let next = resume::resume(&mem, index, base)?;
+    let (track, next) = match inflight {
+        Some(part) => Track::attach(part, &mem, index, base).map(|(track, next)| (Some(track), next))?,
+        None => (None, resume::resume(&mem, index, base)?),
+    };
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
+        track,
     };
     let ring = with_set(parts);
     // We poll.
@@ -80,6 +88,7 @@ struct Parts {
     next: Position,
     vring: u16,
     call: Call,
+    track: Option<Track>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -88,6 +97,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         next,
         vring,
         call,
+        track,
     } = parts;
     Box::new(PackedRing::<SET> {
         staged: Staged::new(mem.size()),
@@ -96,6 +106,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         hint: 0,
         vring,
         call,
+        track,
         fault: None,
     })
 }
@@ -176,10 +187,16 @@ impl<const SET: usize> PackedRing<SET> {
         if self.staged.descs == 0 {
             return;
         }
-        self.staged.publish(&self.mem, self.next);
-        let descs = self.staged.descs;
-        self.next = self.next.advance(descs, self.mem.size());
+        let (first, descs) = (self.next, self.staged.descs);
+        self.next = first.advance(descs, self.mem.size());
+        match &self.track {
+            Some(track) if Bits::<SET>::EXTRA => {
+                self.staged.publish_tracked(&self.mem, first, self.next, track)
+            }
+            _ => self.staged.publish(&self.mem, first),
+        }
         self.staged.rewind(Mark { count: 0, descs: 0 });
+        self.staged.joined = 0;
         if self.call.is_possible() && self.wants_call(descs) {
             self.call.signal(counters);
         }
@@ -204,6 +221,9 @@ struct Staged {
     used: Box<[Used]>,
     count: usize,
     descs: u16,
+    /// Where frames begin that share several chains, and how many: noted for [`Staged::publish_tracked`] alone.
+    joints: [(usize, usize); BURST],
+    joined: usize,
 }
 
 /// A state of [`Staged`] to go back to.
@@ -224,6 +244,8 @@ impl Staged {
             used: vec![none; usize::from(size)].into(),
             count: 0,
             descs: 0,
+            joints: [(0, 0); BURST],
+            joined: 0,
         }
     }
 
@@ -273,6 +295,43 @@ impl Staged {
             mark_behind(mem, at, used.descs);
             mem.write_used(at, *used);
             at = at.advance(used.descs, mem.size());
+        }
+        mark_behind(mem, first, head.descs);
+        mem.publish_used(first, *head);
+    }
+}
+
+impl Staged {
+    /// Notes that one frame shares the `chains` chains from number `first` on.
+    fn join(&mut self, first: usize, chains: u16) {
+        if let Some(joint) = self.joints.get_mut(self.joined) {
+            *joint = (first, usize::from(chains));
+            self.joined += 1;
+        }
+    }
+
+    /// As [`publish`](Self::publish), up to `end`, such that whoever finds the ring half published can complete it, see
+    /// [`inflight`]: frame by frame in order, each from its last chain to its first; then the first chain of all.
+    fn publish_tracked(&self, mem: &PackedMem, first: Position, end: Position, track: &Track) {
+        let (size, mut joints) = (mem.size(), self.joints.iter().take(self.joined).peekable());
+        let mut left = self.used.get(..self.count).unwrap_or_default();
+        let Some(head) = left.first() else { return };
+        track.begin(first, end, *head);
+        let mut at = 0;
+        while !left.is_empty() {
+            let shares = joints.next_if(|(from, _)| self.count - left.len() == *from);
+            let chains = shares.map_or(1, |(_, chains)| *chains);
+            let (frame, rest) = left.split_at(chains.clamp(1, left.len()));
+            let descs: u16 = frame.iter().map(|used| used.descs).sum();
+            let mut behind = at + descs;
+            for used in frame.iter().rev() {
+                behind -= used.descs;
+                if behind > 0 {
+                    mark_behind(mem, first.advance(behind, size), used.descs);
+                    mem.publish_used(first.advance(behind, size), *used);
+                }
+            }
+            (left, at) = (rest, at + descs);
         }
         mark_behind(mem, first, head.descs);
         mem.publish_used(first, *head);

@@ -6,7 +6,9 @@
 mod dequeue;
 mod discard;
 mod enqueue;
+mod inflight;
 
+use self::inflight::Track;
 use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
@@ -30,6 +32,7 @@ struct SplitRing<const SET: usize> {
     hint: u16,
     vring: u16,
     call: Call,
+    track: Option<Track>,
     fault: Option<FaultReason>,
 }
 
@@ -51,16 +54,19 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         mem,
         call,
         offloads: _,
+        inflight,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
     let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
+    let track = inflight.map(|part| Track::attach(part, &mem));
     let next = resume(&mem, index, base)?;
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
+        track,
     };
     let ring = with_set(parts);
     // We poll.
@@ -95,6 +101,7 @@ struct Parts {
     next: u16,
     vring: u16,
     call: Call,
+    track: Option<Track>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -103,6 +110,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         next,
         vring,
         call,
+        track,
     } = parts;
     Box::new(SplitRing::<SET> {
         mem,
@@ -110,6 +118,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         hint: 0,
         vring,
         call,
+        track,
         fault: None,
     })
 }
@@ -229,6 +238,9 @@ impl<const SET: usize> SplitRing<SET> {
         let old = self.next;
         self.next = old.wrapping_add(chains);
         self.mem.publish_used(self.next);
+        if let (true, Some(track)) = (Bits::<SET>::EXTRA, &self.track) {
+            track.published(self.next);
+        }
         if self.call.is_possible() && self.wants_call(old) {
             self.call.signal(counters);
         }

@@ -1,9 +1,6 @@
-//! What both ring layouts do alike: a driver that cannot tell them apart is served the same.
+//! Rings that are started and disabled: what the driver sends on them comes back, and it is asked to kick.
 
-use super::testing::*;
 use super::*;
-use crate::model::{Driver, PackedDriver, Virtqueue};
-use crate::virtio::features::*;
 
 /// What a driver sees that asks whether it should kick.
 trait Kicks: Virtqueue {
