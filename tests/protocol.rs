@@ -112,6 +112,16 @@ impl Device for Recorder {
                 "status?".to_owned()
             }
             Request::SetFeatures(bits) => format!("features {bits:#x}"),
+            Request::GetInflightFd {
+                num_queues,
+                queue_size,
+                ..
+            } => format!("inflight? {num_queues} {queue_size}"),
+            Request::SetInflightFd(desc, _) => format!("inflight {desc:?}"),
+            Request::GetConfig { offset, size, .. } => format!("config? {offset} {size}"),
+            Request::SetConfig { offset, bytes, .. } => format!("config {offset} {bytes:?}"),
+            Request::SetDeviceStateFd(transfer, _) => format!("state {transfer:?}"),
+            Request::CheckDeviceState => "state?".to_owned(),
             Request::SetOwner => "owner".to_owned(),
             Request::ResetOwner => "reset owner".to_owned(),
             Request::ResetDevice => "reset device".to_owned(),

@@ -1,6 +1,8 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
 
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -11,7 +13,10 @@ use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Driver, GuestMemory, Net, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
 use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
 use ovs_vhost::virtio::features::*;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
+    VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -114,16 +119,7 @@ impl<D: Virtqueue> Guest<D> {
                 .collect(),
         };
         guest.negotiate(features);
-        for (desc, file) in memory.regions() {
-            let region = VhostUserMemoryRegionInfo {
-                guest_phys_addr: desc.guest.0,
-                memory_size: desc.size,
-                userspace_addr: desc.guest.0 + FRONTEND_OFFSET,
-                mmap_offset: desc.mmap_offset,
-                mmap_handle: file.as_raw_fd(),
-            };
-            guest.frontend.set_mem_table(&[region]).expect("memory");
-        }
+        guest.hand_over_memory();
         guest
     }
 
@@ -136,6 +132,29 @@ impl<D: Virtqueue> Guest<D> {
             .set_protocol_features(protocol & !VhostUserProtocolFeatures::STATUS)
             .expect("protocol features");
         self.frontend.set_features(features.0).expect("features");
+    }
+
+    /// The connection breaks, and a new one is made; the memory and the drivers are the same.
+    fn reconnect(&mut self, port: &TestPort, features: Features) {
+        // First the old one goes: a second front-end is refused.
+        let (nobody, _) = UnixStream::pair().expect("a socket pair");
+        self.frontend = Frontend::from_stream(nobody, 256);
+        self.frontend = Frontend::from_stream(port.connect(), 256);
+        self.negotiate(features);
+        self.hand_over_memory();
+    }
+
+    fn hand_over_memory(&mut self) {
+        for (desc, file) in self.memory.regions() {
+            let region = VhostUserMemoryRegionInfo {
+                guest_phys_addr: desc.guest.0,
+                memory_size: desc.size,
+                userspace_addr: desc.guest.0 + FRONTEND_OFFSET,
+                mmap_offset: desc.mmap_offset,
+                mmap_handle: file.as_raw_fd(),
+            };
+            self.frontend.set_mem_table(&[region]).expect("memory");
+        }
     }
 
     /// Starts a ring at `base`.
@@ -381,4 +400,188 @@ fn a_guest_has_five_hundred_and_nine_memory_slots() {
     eventually("the pair runs", || port.0.carrier());
     guest.transmit(1, &frames(0, 2));
     assert_eq!(port.receive(0), frames(0, 2));
+}
+
+/// Has the front-end keep an in-flight buffer for all its rings, as QEMU's and cloud-hypervisor's do: asked for once, handed
+/// to every back-end.
+fn keep_in_flight<D: Virtqueue>(guest: &mut Guest<D>) -> (VhostUserInflight, File) {
+    let queues = u16::try_from(guest.rings.len()).expect("few");
+    let wanted = VhostUserInflight::new(0, 0, queues, SIZE);
+    let (buffer, file) = guest.frontend.get_inflight_fd(&wanted).expect("a buffer");
+    assert_eq!((buffer.num_queues, buffer.queue_size), (queues, SIZE));
+    let length = file.metadata().expect("a file").len();
+    assert!(buffer.mmap_size > 0 && length >= buffer.mmap_offset + buffer.mmap_size);
+    assert!(file.set_len(0).is_err(), "nobody can pull it away");
+    (buffer, file)
+}
+
+fn a_reconnect_goes_on_where_the_ring_stood<D: Virtqueue>(name: &str, features: Features) {
+    let port = TestPort::new(name);
+    let mut guest = Guest::<D>::new(&port, 1, features);
+    let (buffer, file) = keep_in_flight(&mut guest);
+    let mut seed = 0;
+    for round in 0..25 {
+        guest
+            .frontend
+            .set_inflight_fd(&buffer, file.as_raw_fd())
+            .expect("a buffer of its own");
+        for index in 0..2 {
+            // The base says nothing, as after a crash: it is that of a ring that nobody used.
+            guest.start(index, fresh(features));
+            guest.enable(index, true);
+        }
+        guest.settle();
+        eventually("the pair runs", || port.0.carrier());
+        for _ in 0..round {
+            guest.transmit(1, &frames(seed, 3));
+            assert_eq!(port.receive(0), frames(seed, 3), "round {round}");
+            assert_eq!(guest.reap(1), 3);
+            guest.rings[0].supply(3);
+            guest.rings[0].driver.publish();
+            port.send(0, &frames(seed, 3));
+            for _ in 0..3 {
+                assert!(guest.rings[0].receive().is_some());
+            }
+            seed = (seed + 2) % 200;
+        }
+        // What waits when the connection breaks waits when it is back.
+        guest.transmit(1, &frames(seed, 2));
+        guest.reconnect(&port, features);
+        guest
+            .frontend
+            .set_inflight_fd(&buffer, file.as_raw_fd())
+            .expect("a buffer of its own");
+        for index in 0..2 {
+            guest.start(index, fresh(features));
+            guest.enable(index, true);
+        }
+        guest.settle();
+        eventually("the pair runs again", || port.0.carrier());
+        assert_eq!(port.receive(0), frames(seed, 2));
+        assert_eq!(guest.reap(1), 2);
+        guest.reconnect(&port, features);
+    }
+}
+
+#[test]
+fn with_an_in_flight_buffer_a_ring_goes_on_whatever_the_base_says() {
+    a_reconnect_goes_on_where_the_ring_stood::<Driver>("inflight-split", SPLIT);
+    a_reconnect_goes_on_where_the_ring_stood::<PackedDriver>("inflight-packed", PACKED);
+}
+
+#[test]
+fn a_ring_stopped_in_order_begins_where_its_front_end_says() {
+    // A guest that resets its device: the ring is new, the buffer is not.
+    let port = TestPort::new("inflight-reset");
+    let mut guest = Guest::<PackedDriver>::new(&port, 1, PACKED);
+    let (buffer, file) = keep_in_flight(&mut guest);
+    guest
+        .frontend
+        .set_inflight_fd(&buffer, file.as_raw_fd())
+        .expect("a buffer of its own");
+    for index in 0..2 {
+        guest.start(index, 0x8000);
+        guest.enable(index, true);
+    }
+    guest.settle();
+    for round in 0..10 {
+        guest.transmit(1, &frames(round, 5));
+        assert_eq!(port.receive(0), frames(round, 5), "round {round}");
+        assert_eq!(guest.reap(1), 5);
+        reset(&mut guest, 1, SIZE, PACKED);
+    }
+}
+
+#[test]
+fn an_in_flight_buffer_that_does_not_add_up_is_refused() {
+    let port = TestPort::new("inflight-bad");
+    let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
+    let (buffer, file) = keep_in_flight(&mut guest);
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    for bad in [
+        VhostUserInflight::new(buffer.mmap_size - 1, 0, 2, SIZE),
+        VhostUserInflight::new(buffer.mmap_size, 64, 2, SIZE),
+        VhostUserInflight::new(buffer.mmap_size, u64::MAX - 63, 2, SIZE),
+        VhostUserInflight::new(1 << 40, 0, 2, SIZE),
+        VhostUserInflight::new(buffer.mmap_size, 0, 2, 1024),
+    ] {
+        let told = guest.frontend.set_inflight_fd(&bad, file.as_raw_fd());
+        assert!(told.is_err(), "{} {}", bad.mmap_size, bad.queue_size);
+    }
+    let told = guest.frontend.set_inflight_fd(&buffer, file.as_raw_fd());
+    assert!(told.is_ok(), "and the connection lives");
+}
+
+#[test]
+fn the_configuration_space_is_offered_where_the_operator_set_an_mtu() {
+    let port = TestPort::new("config");
+    let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
+    let read = |guest: &mut Guest<Driver>, offset, size: u32| {
+        let room = vec![0; usize::try_from(size).expect("small")];
+        let flags = VhostUserConfigFlags::empty();
+        guest.frontend.get_config(offset, size, flags, &room)
+    };
+    assert!(read(&mut guest, 0, 12).is_err(), "not offered");
+
+    port.0.set_mtu(9000).expect("an MTU");
+    guest.reconnect(&port, SPLIT);
+    let (_, space) = read(&mut guest, 0, 12).expect("offered");
+    assert_eq!(space, [0, 0, 0, 0, 0, 0, 1, 0, 128, 0, 0x28, 0x23]);
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let mac = [2, 0, 0, 0, 0, 1];
+    let written = guest.frontend.set_config(0, VhostUserConfigFlags::empty(), &mac);
+    assert!(written.is_err(), "no field is the driver's");
+    // The number 1, which is the specification's for a guest that moves, has this name here.
+    let brought = guest.frontend.set_config(0, VhostUserConfigFlags::WRITABLE, &mac);
+    assert!(brought.is_ok());
+    assert_eq!(read(&mut guest, 0, 6).expect("an address").1, mac);
+}
+
+/// Has a state moved by a pipe; the front-end's end of it is returned.
+fn transfer(
+    guest: &Guest<Driver>,
+    direction: VhostTransferStateDirection,
+) -> vhost::Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let ours = match direction {
+        VhostTransferStateDirection::SAVE => OwnedFd::from(writer.try_clone().expect("a descriptor")),
+        VhostTransferStateDirection::LOAD => OwnedFd::from(reader.try_clone().expect("a descriptor")),
+    };
+    let answer = guest
+        .frontend
+        .set_device_state_fd(direction, VhostTransferStatePhase::STOPPED, ours)?;
+    assert!(answer.is_none(), "our own pipe is used");
+    Ok((reader, writer))
+}
+
+#[test]
+fn the_devices_own_state_moves_from_port_to_port() {
+    let (from, to) = (TestPort::new("state-from"), TestPort::new("state-to"));
+    let mut guest = Guest::<Driver>::new(&from, 1, SPLIT);
+    let (mut reader, writer) = transfer(&guest, VhostTransferStateDirection::SAVE).expect("saved");
+    drop(writer);
+    let mut state = Vec::new();
+    reader.read_to_end(&mut state).expect("a state, and its end");
+    assert!(state.starts_with(b"ovsvhost"));
+    guest.frontend.check_device_state().expect("it went well");
+
+    let destination = Guest::<Driver>::new(&to, 1, SPLIT);
+    let (_, mut writer) = transfer(&destination, VhostTransferStateDirection::LOAD).expect("to be loaded");
+    writer.write_all(&state).expect("room");
+    drop(writer);
+    destination.frontend.check_device_state().expect("it went well");
+
+    // Nothing, noise, and a state of a device that runs.
+    let again = destination.frontend.check_device_state();
+    assert!(again.is_err(), "nothing was to be checked");
+    let (_, mut writer) = transfer(&destination, VhostTransferStateDirection::LOAD).expect("to be loaded");
+    writer.write_all(b"something else").expect("room");
+    drop(writer);
+    assert!(destination.frontend.check_device_state().is_err());
+    guest.start(0, 0);
+    guest.settle();
+    assert!(
+        transfer(&guest, VhostTransferStateDirection::SAVE).is_err(),
+        "a ring runs"
+    );
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,11 @@ impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
         let offer = Offer {
             features: offer::features(port.switches).0,
-            protocol_features: offer::protocol_features(port.switches).0,
+            protocol_features: offer::protocol_features(
+                port.switches,
+                port.mtu_requested.load(Ordering::Relaxed),
+            )
+            .0,
             queue_pairs: MAX_QUEUE_PAIRS,
             mem_slots: MEM_SLOTS,
         };

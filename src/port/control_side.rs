@@ -25,6 +25,11 @@ impl Port {
         self.path.lock().clone()
     }
 
+    /// What the guest's frames may hold, as far as its front-end is told.
+    pub(super) fn mtu(&self) -> u16 {
+        u16::try_from(self.requested.lock().mtu).unwrap_or(u16::MAX)
+    }
+
     /// A vring index is checked where it is decoded: it is below twice `MAX_QUEUE_PAIRS`.
     pub(super) fn queue(&self, vring: u16) -> &Queue {
         &self.queues[usize::from(vring)]

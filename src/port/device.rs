@@ -10,10 +10,13 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
-use crate::memory::{MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
-use crate::vhost_user::{Device, Refusal, Request, Response, VringAddr};
+use crate::memory::{InflightDesc, InflightQueue, MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
+use crate::vhost_user::{Device, Refusal, Request, Response, Transfer, VringAddr};
 use crate::virtio::features::{self, Features};
 
+use super::config_space::ConfigSpace;
+use super::device_state::{DeviceState, Moving, StateError};
+use super::in_flight::InFlight;
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
@@ -49,6 +52,9 @@ pub(super) struct PortDevice {
     added_again: Vec<RegionDesc>,
     vrings: Vec<Vring>,
     mtu: Option<u16>,
+    mac: Option<[u8; 6]>,
+    in_flight: InFlight,
+    moving: Moving,
     /// Vrings enabled (true) or disabled since this was last asked for.
     toggled: Vec<(u16, bool)>,
 }
@@ -63,6 +69,9 @@ impl PortDevice {
             added_again: Vec::new(),
             vrings: Vec::new(),
             mtu: None,
+            mac: None,
+            in_flight: InFlight::default(),
+            moving: Moving::default(),
             toggled: Vec::new(),
         }
     }
@@ -181,7 +190,7 @@ impl PortDevice {
             mem: Arc::clone(&self.memory),
             call: vring.call.clone(),
             offloads: false,
-            inflight: None,
+            inflight: self.in_flight_part(index),
         })
     }
 
@@ -274,6 +283,8 @@ impl PortDevice {
     /// Stops the ring until the next kick (the specification's "ring is stopped").
     fn get_vring_base(&mut self, index: u16) -> Response {
         self.stop(index);
+        // The front-end hears where it stands, and says so when it starts it anew.
+        self.in_flight_part(index).iter().for_each(InflightQueue::forget);
         let vring = self.vring(index);
         vring.kicked = false;
         Response::VringState {
@@ -302,8 +313,86 @@ impl PortDevice {
                 vring.kicked = false;
                 vring.enabled = false;
             }
+            let parts = (0..)
+                .zip(&device.vrings)
+                .filter_map(|(index, _)| device.in_flight_part(index));
+            parts.for_each(|part| part.forget());
         });
         Response::Done
+    }
+
+    fn in_flight_part(&self, index: u16) -> Option<InflightQueue> {
+        let size = self.vrings.get(usize::from(index))?.size?;
+        self.in_flight.part(index, size, self.features?)
+    }
+
+    fn set_in_flight(&mut self, desc: InflightDesc, fd: &OwnedFd) -> Result<Response, Refusal> {
+        let in_flight = InFlight::take(desc, fd, self.features.unwrap_or_default())?;
+        self.change_all(|device| device.in_flight = in_flight);
+        Ok(Response::Done)
+    }
+
+    fn config_space(&self) -> ConfigSpace {
+        ConfigSpace {
+            mac: self.mac,
+            mtu: self.port.mtu(),
+        }
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], migration: bool) -> Result<Response, Refusal> {
+        if !migration {
+            return Err(Refusal::new(
+                "the driver may write no field of the configuration space",
+            ));
+        }
+        let mut space = self.config_space();
+        space.bring(offset, bytes).map_err(|at| {
+            Refusal::new(format!(
+                "the guest's configuration space differs from this port's at byte {at}"
+            ))
+        })?;
+        self.mac = space.mac;
+        Ok(Response::Done)
+    }
+
+    /// Begins to move the device's own state. Answers as the specification says: an error in the lower bits, and that
+    /// no descriptor comes with the answer.
+    fn move_state(&mut self, transfer: Transfer, channel: OwnedFd) -> Response {
+        const NO_FD: u64 = 1 << 8;
+        self.moving = Moving::No;
+        let state = DeviceState {
+            mtu: self.mtu,
+            mac: self.mac,
+        };
+        let begun = match transfer {
+            _ if self.vrings.iter().any(|vring| vring.running) => Err(StateError::Running),
+            Transfer::Save => Ok(Moving::Saved(state.save(channel))),
+            Transfer::Load => Moving::load(channel),
+        };
+        match begun {
+            Ok(moving) => {
+                self.moving = moving;
+                Response::U64(NO_FD)
+            }
+            Err(error) => {
+                log::debug!("port '{}': device state: {error}", self.port.name());
+                Response::U64(NO_FD | 1)
+            }
+        }
+    }
+
+    fn check_state(&mut self) -> Response {
+        match std::mem::take(&mut self.moving).check() {
+            Ok(None) => Response::U64(0),
+            Ok(Some(DeviceState { mtu, mac })) => {
+                (self.mtu, self.mac) = (mtu, mac);
+                Response::U64(0)
+            }
+            Err(error) => {
+                log::debug!("port '{}': device state: {error}", self.port.name());
+                Response::U64(1)
+            }
+        }
     }
 
     fn set_mtu(&mut self, mtu: u16) -> Response {
@@ -352,6 +441,24 @@ impl Device for PortDevice {
                 self.change_all(|device| device.status = Some(status));
                 Ok(Response::Done)
             }
+            Request::GetInflightFd {
+                num_queues,
+                queue_size,
+                padded,
+            } => InFlight::make(num_queues, queue_size, padded, self.features.unwrap_or_default()),
+            Request::SetInflightFd(desc, fd) => self.set_in_flight(desc, &fd),
+            Request::GetConfig { offset, size, flags } => Ok(Response::Config {
+                offset,
+                flags,
+                bytes: self.config_space().read(offset, size),
+            }),
+            Request::SetConfig {
+                offset,
+                bytes,
+                migration,
+            } => self.set_config(offset, &bytes, migration),
+            Request::SetDeviceStateFd(transfer, channel) => Ok(self.move_state(transfer, channel)),
+            Request::CheckDeviceState => Ok(self.check_state()),
             Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
         }
     }

@@ -54,6 +54,7 @@ impl Port {
             log::warn!("{}: unsupported MTU {mtu}", self.name);
             return Err(PortError::BadMtu(mtu));
         }
+        self.mtu_requested.store(true, Ordering::Relaxed);
         let mut requested = self.requested.lock();
         if requested.mtu != mtu {
             requested.mtu = mtu;

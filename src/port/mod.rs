@@ -7,6 +7,7 @@
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
+//! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
 //! * `drain`: transmitqs that are started and disabled.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
@@ -15,11 +16,14 @@
 //!   of them does with it.
 
 mod attachment;
+mod config_space;
 mod connector;
 mod control;
 mod control_side;
 mod device;
+mod device_state;
 mod drain;
+mod in_flight;
 mod journal;
 mod lifecycle;
 mod listener;

@@ -39,7 +39,14 @@ pub fn features(_switches: Switches) -> Features {
     ALWAYS
 }
 
-/// The protocol feature bits of a port (GET_PROTOCOL_FEATURES).
-pub fn protocol_features(_switches: Switches) -> ProtocolFeatures {
-    ProtocolFeatures::SUPPORTED
+/// The protocol feature bits of a port (GET_PROTOCOL_FEATURES); `mtu` if the operator asked for one.
+///
+/// Without one there is nothing in the configuration space that a front-end does not know, and QEMU, whose network devices
+/// keep a space of their own, warns at each connection of a back-end that offers one.
+pub fn protocol_features(_switches: Switches, mtu: bool) -> ProtocolFeatures {
+    let all = ProtocolFeatures::SUPPORTED;
+    match mtu {
+        true => all,
+        false => ProtocolFeatures(all.0 & !ProtocolFeatures::CONFIG.0),
+    }
 }

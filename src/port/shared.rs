@@ -158,6 +158,8 @@ pub struct Port {
     pub(super) tx_retries: AtomicU32,
     pub(super) drops: Drops,
 
+    /// The operator asked for an MTU, so there is one to tell front-ends.
+    pub(super) mtu_requested: AtomicBool,
     /// What the next reconfigure makes live. Main and the control thread write it.
     pub(super) requested: Mutex<Topology>,
     pub(super) link: Mutex<Link>,
@@ -215,6 +217,7 @@ impl Port {
             max_frame: AtomicU32::new(DEFAULT_MTU + FRAME_OVERHEAD),
             tx_retries: AtomicU32::new(Options::default().tx_retries),
             drops: Drops::default(),
+            mtu_requested: AtomicBool::new(false),
             requested: Mutex::new(Topology {
                 n_rxq: 1,
                 n_txq: 1,

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 
 use super::message::{Fields, Short, VringAddr, MAX_REGIONS};
-use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
+use super::state::Transfer;
+use crate::memory::{FrontendAddr, GuestAddr, InflightDesc, RegionDesc};
 
 /// A request for the device. Values are in the range the protocol gives them; what they mean together
 /// (does this ring lie in that memory) is the device's to prove.
@@ -86,6 +87,40 @@ pub enum Request {
     GetStatus,
     /// Disable all rings and forget the device state; the front-end stays the owner.
     ResetDevice,
+    /// Make a buffer for what is in flight. Answered with [`Response::Inflight`](super::Response).
+    GetInflightFd {
+        /// Vrings that it is for.
+        num_queues: u16,
+        /// The most entries that any of them has.
+        queue_size: u16,
+        /// The answer is as long as the question: with padding or without.
+        padded: bool,
+    },
+    /// Keep in this buffer what is in flight, and go on from what is in it.
+    SetInflightFd(InflightDesc, OwnedFd),
+    /// Read the configuration space, within its bounds. Answered with [`Response::Config`](super::Response).
+    GetConfig {
+        /// The first byte.
+        offset: u32,
+        /// Bytes.
+        size: u32,
+        /// For the answer to repeat.
+        flags: u32,
+    },
+    /// Write the configuration space, within its bounds.
+    SetConfig {
+        /// The first byte.
+        offset: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// The front-end brings them along with a guest that moves; else the driver writes.
+        migration: bool,
+    },
+    /// Write the device's own state to this descriptor, or read it from there. Answered with
+    /// [`Response::U64`](super::Response).
+    SetDeviceStateFd(Transfer, OwnedFd),
+    /// Whether that went well. Answered with [`Response::U64`](super::Response): zero if so.
+    CheckDeviceState,
 }
 
 /// A request that the session answers out of its own state.
@@ -158,6 +193,37 @@ pub enum Malformed {
     /// An MTU that Ethernet does not have.
     #[error("MTU {0}, expected 68 to 65535")]
     Mtu(u64),
+    /// An in-flight buffer for queues that there are none of.
+    #[error(
+        "in-flight buffer for {num_queues} vrings of {queue_size}, this device has {vrings} of at most 32768"
+    )]
+    Inflight {
+        /// Vrings as sent.
+        num_queues: u16,
+        /// Entries as sent.
+        queue_size: u16,
+        /// Vrings of the device.
+        vrings: u32,
+    },
+    /// An access to no byte, or beyond the end of any configuration space.
+    #[error("configuration space access of {size} bytes at {offset}")]
+    Config {
+        /// The first byte.
+        offset: u32,
+        /// Bytes.
+        size: u32,
+    },
+    /// A write to the configuration space by nobody known.
+    #[error("configuration space write with flags {0:#x}, expected 0 or 1")]
+    ConfigFlags(u32),
+    /// A transfer of the device's state that the specification does not have.
+    #[error("device state transfer in direction {direction}, phase {phase}; expected 0 or 1, and 0")]
+    Transfer {
+        /// As sent.
+        direction: u32,
+        /// As sent.
+        phase: u32,
+    },
     /// A device status of more than eight bits.
     #[error("device status {0:#x} has more than 8 bits")]
     Status(u64),
@@ -181,7 +247,7 @@ const VRING_INDEX_MASK: u64 = 0xff;
 /// Writes to the used ring are to be logged. The only vring address flag.
 const VHOST_VRING_F_LOG: u32 = 1;
 /// The longest queue of VIRTIO (1.2, 2.7 and 2.8).
-const MAX_VRING_SIZE: u16 = 32768;
+pub(super) const MAX_VRING_SIZE: u16 = 32768;
 /// The smallest MTU of VIRTIO's network device (1.2, 5.1.4.1).
 const MIN_MTU: u16 = 68;
 
@@ -220,6 +286,15 @@ impl Parts<'_> {
             return Err(Malformed::VringFd(number));
         }
         Ok((self.index(number & VRING_INDEX_MASK)?, self.fds.pop()))
+    }
+
+    /// The one descriptor of a request whose row asks for one.
+    pub(super) fn fd(&mut self) -> Result<OwnedFd, Malformed> {
+        self.fds.pop().ok_or(Malformed::Fds {
+            got: 0,
+            min: 1,
+            max: 1,
+        })
     }
 
     /// A region that has bytes and stays within both address spaces.

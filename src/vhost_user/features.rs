@@ -42,12 +42,20 @@ impl ProtocolFeatures {
     pub const REPLY_ACK: ProtocolFeatures = ProtocolFeatures(1 << 3);
     /// NET_SET_MTU.
     pub const NET_MTU: ProtocolFeatures = ProtocolFeatures(1 << 4);
+    /// GET_CONFIG and SET_CONFIG.
+    pub const CONFIG: ProtocolFeatures = ProtocolFeatures(1 << 9);
+    /// GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+    pub const INFLIGHT_SHMFD: ProtocolFeatures = ProtocolFeatures(1 << 12);
     /// RESET_DEVICE.
     pub const RESET_DEVICE: ProtocolFeatures = ProtocolFeatures(1 << 13);
     /// GET_MAX_MEM_SLOTS, ADD_MEM_REG, REM_MEM_REG.
     pub const CONFIGURE_MEM_SLOTS: ProtocolFeatures = ProtocolFeatures(1 << 15);
     /// SET_STATUS and GET_STATUS.
     pub const STATUS: ProtocolFeatures = ProtocolFeatures(1 << 16);
+    /// SET_DEVICE_STATE_FD and CHECK_DEVICE_STATE.
+    pub const DEVICE_STATE: ProtocolFeatures = ProtocolFeatures(1 << 19);
+    /// GET_VRING_BASE does not wait for what is in flight. Nothing ever is once a burst has ended.
+    pub const GET_VRING_BASE_INFLIGHT: ProtocolFeatures = ProtocolFeatures(1 << 20);
 
     /// What this back-end implements. Front-ends acknowledge by mask alone, so an offered bit is a promise.
     pub const SUPPORTED: ProtocolFeatures = ProtocolFeatures(
@@ -55,9 +63,13 @@ impl ProtocolFeatures {
             | Self::RARP.0
             | Self::REPLY_ACK.0
             | Self::NET_MTU.0
+            | Self::CONFIG.0
+            | Self::INFLIGHT_SHMFD.0
             | Self::RESET_DEVICE.0
             | Self::CONFIGURE_MEM_SLOTS.0
-            | Self::STATUS.0,
+            | Self::STATUS.0
+            | Self::DEVICE_STATE.0
+            | Self::GET_VRING_BASE_INFLIGHT.0,
     );
 
     /// Whether every bit of `other` is in this set.
@@ -96,15 +108,22 @@ mod tests {
             (ProtocolFeatures::RARP, "RARP"),
             (ProtocolFeatures::REPLY_ACK, "REPLY_ACK"),
             (ProtocolFeatures::NET_MTU, "NET_MTU"),
+            (ProtocolFeatures::CONFIG, "CONFIG"),
+            (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
             (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
             (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS"),
             (ProtocolFeatures::STATUS, "STATUS"),
+            (ProtocolFeatures::DEVICE_STATE, "DEVICE_STATE"),
+            (
+                ProtocolFeatures::GET_VRING_BASE_INFLIGHT,
+                "GET_VRING_BASE_INFLIGHT",
+            ),
         ];
         for (bit, name) in named {
             assert_eq!(bit.to_string(), name);
             assert!(ProtocolFeatures::SUPPORTED.contains(bit), "{name}");
         }
-        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 7);
+        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 11);
     }
 
     #[test]

@@ -19,8 +19,12 @@ pub const HEADER_SIZE: usize = 12;
 pub const MAX_REGIONS: usize = MAX_FDS;
 /// The most file descriptors any message carries.
 pub const MAX_FDS: usize = 8;
-/// The longest payload of any request handled here: SET_MEM_TABLE with every region.
-pub const MAX_PAYLOAD: usize = MEM_TABLE_HEADER_SIZE + MAX_REGIONS * REGION_SIZE;
+/// The longest payload of any request handled here: a whole configuration space, or SET_MEM_TABLE with every region.
+pub const MAX_PAYLOAD: usize = CONFIG_HEADER_SIZE + MAX_CONFIG;
+/// Bytes before those of a configuration space: offset, size and flags.
+pub const CONFIG_HEADER_SIZE: usize = 12;
+/// The most bytes that a configuration space has.
+pub const MAX_CONFIG: usize = 256;
 /// Payload bytes of a plain 64-bit number.
 pub const U64_SIZE: usize = size_of::<u64>();
 /// Payload bytes of a vring state description.
@@ -87,7 +91,8 @@ const _: () = {
     assert!(offset_of!(RegionLayout, frontend) == 16 && offset_of!(RegionLayout, mmap_offset) == 24);
     assert!(SINGLE_REGION_SIZE == 40);
     assert!(offset_of!(SingleRegionLayout, padding) == 0 && offset_of!(SingleRegionLayout, region) == 8);
-    assert!(MAX_PAYLOAD == 264);
+    assert!(MAX_PAYLOAD == 268);
+    assert!(MAX_PAYLOAD >= MEM_TABLE_HEADER_SIZE + MAX_REGIONS * REGION_SIZE);
 };
 
 /// The `flags` word of a header: version in bits 0-1, reply in bit 2, need_reply in bit 3, the rest reserved.
@@ -241,6 +246,11 @@ impl<'a> Fields<'a> {
     /// Starts at the first byte of `payload`.
     pub fn new(payload: &'a [u8]) -> Fields<'a> {
         Fields(payload)
+    }
+
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
     }
 
     /// The next `N` bytes.

@@ -4,14 +4,17 @@
 //! them. [`Session`] proves a message against its row in the [table of requests](requests), answers what
 //! it can itself, and hands the rest to a [`Device`] as a typed [`Request`].
 
+mod config_space;
 mod decode;
 mod features;
 #[cfg(test)]
 mod hostile;
+mod inflight;
 pub mod message;
 pub mod requests;
 mod session;
 mod socket;
+mod state;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -22,3 +25,4 @@ pub use features::ProtocolFeatures;
 pub use message::{Defect, Header, Message, VringAddr};
 pub use session::{Device, Next, Offer, Outcome, Refusal, Response, Session, SessionError};
 pub use socket::{Connection, ReceiveError, Received, SendError, MAX_OUTPUT};
+pub use state::Transfer;

@@ -7,12 +7,15 @@
 
 use std::os::fd::OwnedFd;
 
+use super::config_space;
 use super::decode::{self, Decoded, Decoder, Malformed, Parts, VRING_NOFD};
 use super::features::ProtocolFeatures;
+use super::inflight::{INFLIGHT_SIZE, PADDED_INFLIGHT_SIZE};
 use super::message::{
-    Fields, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE, SINGLE_REGION_SIZE, U64_SIZE, VRING_ADDR_SIZE,
-    VRING_STATE_SIZE,
+    Fields, CONFIG_HEADER_SIZE, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE, SINGLE_REGION_SIZE,
+    U64_SIZE, VRING_ADDR_SIZE, VRING_STATE_SIZE,
 };
+use super::state::TRANSFER_SIZE;
 
 /// How long the payload of a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +24,20 @@ pub enum PayloadRule {
     Exact(usize),
     /// A memory regions description, exactly as long as its region count says.
     MemTable,
+    /// An in-flight description, padded as C has it or not.
+    Inflight,
+    /// A part of the configuration space, exactly as long as it says.
+    Config,
 }
 
 impl PayloadRule {
     fn check(self, payload: &[u8]) -> Result<(), Malformed> {
         let expected = match self {
             PayloadRule::Exact(size) => size,
+            PayloadRule::Inflight if payload.len() == INFLIGHT_SIZE => INFLIGHT_SIZE,
+            PayloadRule::Inflight => PADDED_INFLIGHT_SIZE,
+            PayloadRule::Config if payload.len() < CONFIG_HEADER_SIZE => CONFIG_HEADER_SIZE,
+            PayloadRule::Config => config_space::payload_size(payload)?,
             PayloadRule::MemTable if payload.len() < MEM_TABLE_HEADER_SIZE => MEM_TABLE_HEADER_SIZE,
             PayloadRule::MemTable => MEM_TABLE_HEADER_SIZE + region_count(payload)? * REGION_SIZE,
         };
@@ -108,6 +119,10 @@ pub enum Answer {
     U64,
     /// Always a vring state description.
     VringState,
+    /// Always an in-flight description, with its buffer.
+    Inflight,
+    /// Always the same part of the configuration space, or none of it.
+    Config,
 }
 
 /// The rules of a request that this version handles.
@@ -190,6 +205,7 @@ const fn off(id: u32, name: &'static str) -> Row {
 
 const EMPTY: PayloadRule = PayloadRule::Exact(0);
 const NUMBER: PayloadRule = PayloadRule::Exact(U64_SIZE);
+const TRANSFER: PayloadRule = PayloadRule::Exact(TRANSFER_SIZE);
 const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
 const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
 const REGION: PayloadRule = PayloadRule::Exact(SINGLE_REGION_SIZE);
@@ -197,17 +213,23 @@ const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
 const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
 const NET_MTU: Gate = Gate::Negotiated(ProtocolFeatures::NET_MTU);
 const RESET: Gate = Gate::Negotiated(ProtocolFeatures::RESET_DEVICE);
+const INFLIGHT: Gate = Gate::Negotiated(ProtocolFeatures::INFLIGHT_SHMFD);
+const CONFIG: Gate = Gate::Negotiated(ProtocolFeatures::CONFIG);
+const MOVES: Gate = Gate::Negotiated(ProtocolFeatures::DEVICE_STATE);
 const SLOTS: Gate = Gate::Negotiated(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
 const STATUS: Gate = Gate::Negotiated(ProtocolFeatures::STATUS);
 
 /// Every request the specification numbers, at the index of its number.
 #[rustfmt::skip] // one row a line
 pub static TABLE: [Row; 45] = {
+    use config_space::{get_config, set_config};
+    use super::inflight::{get_inflight_fd, set_inflight_fd};
+    use super::state::set_device_state_fd;
     use decode::*;
     use Answer::{Ack, VringState, U64};
     use FdRule::{Ignored, None, One, PerRegion, Vring};
     use Gate::{Open, ProtocolFeatures as PF};
-    use PayloadRule::MemTable;
+    use PayloadRule::{Config, Inflight, MemTable};
     [
     off( 0, "VHOST_USER_NONE"),
     on(  1, "VHOST_USER_GET_FEATURES",          EMPTY,    None,      Open,    U64, |_| own(Own::GetFeatures)),
@@ -233,15 +255,15 @@ pub static TABLE: [Row; 45] = {
     off(21, "VHOST_USER_SET_BACKEND_REQ_FD"),
     off(22, "VHOST_USER_IOTLB_MSG"),
     off(23, "VHOST_USER_SET_VRING_ENDIAN"),
-    off(24, "VHOST_USER_GET_CONFIG"),
-    off(25, "VHOST_USER_SET_CONFIG"),
+    on( 24, "VHOST_USER_GET_CONFIG",            Config,   None,      CONFIG,  Answer::Config, get_config),
+    on( 25, "VHOST_USER_SET_CONFIG",            Config,   None,      CONFIG,  Ack, set_config),
     off(26, "VHOST_USER_CREATE_CRYPTO_SESSION"),
     off(27, "VHOST_USER_CLOSE_CRYPTO_SESSION"),
     off(28, "VHOST_USER_POSTCOPY_ADVISE"),
     off(29, "VHOST_USER_POSTCOPY_LISTEN"),
     off(30, "VHOST_USER_POSTCOPY_END"),
-    off(31, "VHOST_USER_GET_INFLIGHT_FD"),
-    off(32, "VHOST_USER_SET_INFLIGHT_FD"),
+    on( 31, "VHOST_USER_GET_INFLIGHT_FD",       Inflight, None,      INFLIGHT, Answer::Inflight, get_inflight_fd),
+    on( 32, "VHOST_USER_SET_INFLIGHT_FD",       Inflight, One,       INFLIGHT, Ack, set_inflight_fd),
     off(33, "VHOST_USER_GPU_SET_SOCKET"),
     on( 34, "VHOST_USER_RESET_DEVICE",          EMPTY,    None,      RESET,   Ack, |_| device(Request::ResetDevice)),
     off(35, "VHOST_USER_VRING_KICK"),
@@ -251,8 +273,8 @@ pub static TABLE: [Row; 45] = {
     on( 39, "VHOST_USER_SET_STATUS",            NUMBER,   None,      STATUS,  Ack, set_status),
     on( 40, "VHOST_USER_GET_STATUS",            EMPTY,    None,      STATUS,  U64, |_| device(Request::GetStatus)),
     off(41, "VHOST_USER_GET_SHARED_OBJECT"),
-    off(42, "VHOST_USER_SET_DEVICE_STATE_FD"),
-    off(43, "VHOST_USER_CHECK_DEVICE_STATE"),
+    on( 42, "VHOST_USER_SET_DEVICE_STATE_FD",   TRANSFER, One,       MOVES,   U64, set_device_state_fd),
+    on( 43, "VHOST_USER_CHECK_DEVICE_STATE",    EMPTY,    None,      MOVES,   U64, |_| device(Request::CheckDeviceState)),
     off(44, "VHOST_USER_GET_SHMEM_CONFIG"),
     ]
 };
@@ -291,7 +313,14 @@ mod tests {
     #[test]
     fn this_version_handles_these_requests_and_no_others() {
         let ids: Vec<u32> = handled().map(|(row, _)| row.id).collect();
-        let expected: Vec<u32> = (1..=5).chain(8..=20).chain([34]).chain(36..=40).collect();
+        let expected: Vec<u32> = (1..=5)
+            .chain(8..=20)
+            .chain(24..=25)
+            .chain(31..=32)
+            .chain([34])
+            .chain(36..=40)
+            .chain(42..=43)
+            .collect();
         assert_eq!(ids, expected);
     }
 
@@ -313,6 +342,9 @@ mod tests {
             for length in (0..super::super::message::MAX_PAYLOAD).filter(|length| *length != good.len()) {
                 let mut payload = good.clone();
                 payload.resize(length, 0);
+                if rule.payload.admits(&payload) {
+                    continue; // the other length of an in-flight description
+                }
                 let result = rule.decode(&payload, probe.fds(fds), 4);
                 let Err(Malformed::Payload { got, expected }) = result else {
                     panic!("{} of {length} bytes: {result:?}", row.name);

@@ -532,7 +532,7 @@ mod tests {
 
     #[test]
     fn an_oversized_message_is_told_at_its_header_and_ends_reception() {
-        for size in [265, 4096, 0x8000_0000, u32::MAX] {
+        for size in [269, 4096, 0x8000_0000, u32::MAX] {
             let (mut peer, mut connection) = pair();
             let header = Header {
                 request: 5,

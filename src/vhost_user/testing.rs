@@ -10,6 +10,7 @@ use super::message::{Flags, Header, Message};
 use super::requests::TABLE;
 use super::session::{Device, Offer, Refusal, Response};
 use super::ProtocolFeatures;
+use crate::memory::InflightDesc;
 
 /// An offer of everything, two queue pairs.
 pub(super) const OFFER: Offer = Offer {
@@ -43,6 +44,19 @@ pub(super) fn state(index: u32, num: u32) -> Vec<u8> {
         .collect()
 }
 
+/// An in-flight description, padded, of a buffer that is long enough.
+pub(super) fn inflight(queues: u16, size: u16) -> Vec<u8> {
+    let [low, high] = [queues, size].map(u16::to_ne_bytes);
+    [numbers(&[1 << 20, 0]), low.to_vec(), high.to_vec(), vec![0; 4]].concat()
+}
+
+/// A part of the configuration space, all zero.
+pub(super) fn config(offset: u32, size: u32, flags: u32) -> Vec<u8> {
+    let mut payload = [state(offset, size), flags.to_ne_bytes().to_vec()].concat();
+    payload.resize(12 + usize::try_from(size).expect("small"), 0);
+    payload
+}
+
 /// A memory regions description of `count` adjacent regions.
 pub(super) fn mem_table(count: u32) -> Vec<u8> {
     let mut payload = state(count, 0);
@@ -70,6 +84,10 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
         18 => (state(1, 1), 0),
         19 => (vec![0x52, 0x54, 0, 1, 2, 3, 0, 0], 0),
         20 => (numbers(&[1500]), 0),
+        24 | 25 => (config(0, 12, 0), 0),
+        31 => (inflight(2, 256), 0),
+        32 => (inflight(2, 256), 1),
+        42 => (state(0, 0), 1),
         37 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
         38 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
         39 => (numbers(&[0xf]), 0),
@@ -113,6 +131,23 @@ impl Device for Fake {
                 num: 0x8005_8004,
             },
             Request::GetStatus => Response::U64(0xf),
+            Request::GetInflightFd { padded, .. } => Response::Inflight {
+                desc: InflightDesc {
+                    mmap_size: 64,
+                    mmap_offset: 0,
+                    num_queues: 1,
+                    queue_size: 1,
+                },
+                padded: *padded,
+                fd: File::open("/dev/null").expect("a file").into(),
+            },
+            Request::GetConfig { offset, size, flags } => Response::Config {
+                offset: *offset,
+                flags: *flags,
+                bytes: vec![7; usize::try_from(*size).expect("small")],
+            },
+            Request::SetDeviceStateFd(..) => Response::U64(0x100),
+            Request::CheckDeviceState => Response::U64(0),
             _ => Response::Done,
         };
         self.seen.push(request);
