@@ -377,6 +377,63 @@ mod tests {
         assert_eq!(Position::from_bits(0x8005, 5), None);
     }
 
+    /// The position that a side reaches after so many descriptors: the model that positions must agree with.
+    fn after(descs: u32, size: u16) -> Position {
+        let (lap, index) = (descs / u32::from(size), descs % u32::from(size));
+        Position {
+            index: u16::try_from(index).unwrap(),
+            wrap: lap % 2 == 0,
+        }
+    }
+
+    #[test]
+    fn every_step_from_every_position_of_every_small_ring_is_that_of_a_counter() {
+        for size in 1..=96_u16 {
+            for from in 0..2 * u32::from(size) {
+                for step in 0..=size {
+                    let there = after(from, size).advance(step, size);
+                    assert_eq!(
+                        there,
+                        after(from + u32::from(step), size),
+                        "{from} + {step} of {size}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_position_of_every_ring_survives_the_wire_and_nothing_else_does() {
+        for size in (1..=300).chain([4096, 32767, 32768]) {
+            let good = |bits| Position::from_bits(bits, size);
+            let positions = (0..=u16::MAX).filter_map(|bits| good(bits).map(|at| (bits, at)));
+            let mut count = 0;
+            for (bits, at) in positions {
+                assert_eq!((at.bits(), at.index), (bits, bits & 0x7fff));
+                count += 1;
+            }
+            assert_eq!(count, 2 * u32::from(size));
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_available_in_one_lap_used_in_one_and_neither_in_the_others() {
+        // Through four laps: what the driver writes in one lap is seen as available in that lap alone, and what the device
+        // writes as used never is.
+        for wrote in [true, false] {
+            let driver = if wrote {
+                VIRTQ_DESC_F_AVAIL
+            } else {
+                VIRTQ_DESC_F_USED
+            };
+            for reads in [true, false] {
+                let [wrote, reads] = [wrote, reads].map(|wrap| Position { index: 0, wrap });
+                assert_eq!(reads.is_available(driver), wrote == reads);
+                assert!(!reads.is_available(wrote.used()));
+            }
+        }
+    }
+
     #[test]
     fn availability_is_one_of_four_flag_pairs_and_depends_on_the_counter() {
         for (flags, first_lap, second_lap) in [

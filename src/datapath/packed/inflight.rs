@@ -269,3 +269,30 @@ fn whole(mem: &PackedMem, place: Position, first: Desc, most: u16) -> Used {
         len,
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_distance_of_two_positions_is_the_way_between_them_in_every_small_ring() {
+        for size in 1..=64_u16 {
+            for (index, wrap) in (0..size).flat_map(|index| [(index, true), (index, false)]) {
+                let from = Position { index, wrap };
+                for descs in 0..=size {
+                    assert_eq!(
+                        distance(from, from.advance(descs, size), size),
+                        descs,
+                        "{from:?} of {size}"
+                    );
+                }
+                // What no burst leaves behind is bounded all the same.
+                for to in 0..size {
+                    for wrap in [true, false] {
+                        assert!(distance(from, Position { index: to, wrap }, size) <= size);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -3,6 +3,7 @@
 mod crash;
 mod drain;
 mod inflight;
+mod same;
 
 use super::testing::*;
 use super::{Direction, Queue, RingConfig};
