@@ -424,7 +424,9 @@ netdev_vhost_send(struct netdev *netdev, int qid,
                   struct dp_packet_batch *batch,
                   bool concurrent_txq OVS_UNUSED)
 {
-    packet_batch_send(netdev_vhost_cast(netdev)->port, qid, batch);
+    struct netdev_vhost *dev = netdev_vhost_cast(netdev);
+
+    packet_batch_send(dev->port, qid, dev->topology.mtu, batch);
     return 0;
 }
 

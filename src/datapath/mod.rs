@@ -2,7 +2,8 @@
 //!
 //! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
 //! `ring::Ring`, compiled once per feature set (`set`): `split` or `packed`. What they have in common is in `frame`,
-//! which moves frames between slots and chains, and `ahead`, which looks chains up before they are used.
+//! which moves frames between slots and chains, and `ahead`, which looks chains up before they are used. `offload` knows
+//! what is left to be done to a frame.
 
 #![deny(
     clippy::unwrap_used,
@@ -26,6 +27,7 @@ mod config;
 mod counters;
 mod frame;
 mod gate;
+mod offload;
 mod packed;
 mod queue;
 mod rarp;
@@ -38,7 +40,9 @@ pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingS
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
 pub use queue::{Queue, Sent, Waker};
 pub use ring::BURST;
-pub use slot::{RxSlot, TxSlot};
+pub use slot::{RxSlot, TxSlot, MAX_FRAME};
+
+pub use crate::virtio::net_hdr::Offload;
 
 #[cfg(all(test, not(loom)))]
 mod testing;

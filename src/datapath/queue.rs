@@ -21,6 +21,8 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 pub struct Sent {
     /// Frames that the driver got. All others are the caller's to count as dropped.
     pub packets: usize,
+    /// Of the others, those to which something was left to be done that cannot be done.
+    pub invalid: usize,
     /// Attempts after the first.
     pub retries: u32,
     /// Whether another burst on this queue had to be waited for.
@@ -209,9 +211,22 @@ impl Queue {
 impl Queue {
     /// Receives what the guest sent: fills `slots` from the first on and says how many, at most [`BURST`].
     ///
-    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it.
+    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it. A frame that is too
+    /// large for its slot, but would fit in another, stays in its ring, see [`Queue::dequeue_growing`].
     #[inline]
     pub fn dequeue(&self, slots: &mut [RxSlot<'_>]) -> usize {
+        self.dequeue_growing(slots, |_, _| false)
+    }
+
+    /// Receives as [`Queue::dequeue`] does. Where a frame does not fit in its slot, `grow` may put another slot in its place,
+    /// for the number of bytes that it is told, at most [`MAX_FRAME`](super::MAX_FRAME), and says whether it did. If
+    /// not, the frame stays in its ring: there may be memory for it the next time.
+    #[inline]
+    pub fn dequeue_growing<'a>(
+        &self,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> usize {
         if self.direction != Direction::Dequeue {
             return 0;
         }
@@ -222,7 +237,10 @@ impl Queue {
             return self.announce(&mut state, slots);
         }
         let Some(ring) = &mut state.ring else { return 0 };
-        let burst = ring.dequeue(slots, &self.counters);
+        let mut burst = ring.dequeue(slots, &self.counters);
+        if burst.large > 0 {
+            burst = self.dequeue_large(ring.as_mut(), burst, slots, grow);
+        }
         if burst.frames > 0 {
             self.publish_status(ring.as_ref());
         }
@@ -230,6 +248,35 @@ impl Queue {
             self.break_ring(state);
         }
         burst.frames
+    }
+
+    /// Goes on behind a burst that ended before a frame larger than its slot. Each round moves a frame or ends this: only a
+    /// driver that makes a frame larger meanwhile has it end early.
+    #[cold]
+    fn dequeue_large<'a>(
+        &self,
+        ring: &mut dyn Ring,
+        first: Burst,
+        slots: &mut [RxSlot<'a>],
+        mut grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let mut all = first;
+        while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
+            if all.large == 0 || all.broken || !grow(slot, all.large) {
+                break;
+            }
+            let rest = slots.get_mut(all.frames..).unwrap_or_default();
+            let burst = ring.dequeue(rest, &self.counters);
+            all = Burst {
+                slots: all.slots + burst.slots,
+                frames: all.frames + burst.frames,
+                ..burst
+            };
+            if burst.frames == 0 {
+                break;
+            }
+        }
+        all
     }
 
     /// Sends frames to the guest, any number of them, in order.
@@ -249,6 +296,7 @@ impl Queue {
         let broken = loop {
             let attempt = self.attempt(ring.as_mut(), left);
             sent.packets += attempt.frames;
+            sent.invalid += attempt.invalid;
             left = left.get(attempt.slots..).unwrap_or_default();
             if attempt.broken || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
                 break attempt.broken;
@@ -270,6 +318,7 @@ impl Queue {
             let burst = ring.enqueue(group, &self.counters);
             all.slots += burst.slots;
             all.frames += burst.frames;
+            all.invalid += burst.invalid;
             all.broken = burst.broken;
             if burst.broken || burst.slots < group.len() {
                 break;

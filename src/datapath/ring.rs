@@ -50,6 +50,10 @@ pub(super) struct Burst {
     pub(super) slots: usize,
     /// Frames moved; the slots between were dropped and counted.
     pub(super) frames: usize,
+    /// Of the slots dealt with, those dropped because of what was left to be done to them; into the guest only.
+    pub(super) invalid: usize,
+    /// Bytes of the next frame, if the next slot has less room than that; out of the guest only.
+    pub(super) large: u32,
     /// Whether the driver broke the ring; what was moved before that stands.
     pub(super) broken: bool,
 }

@@ -222,8 +222,7 @@ macro_rules! words {
 
         #[inline(always)]
         fn $at(&self, offset: usize) -> Option<&$atomic> {
-            const LEN: usize = size_of::<$atomic>();
-            if offset % LEN != 0 || offset.checked_add(LEN)? > self.len {
+            if !self.has_word(offset, size_of::<$atomic>()) {
                 return None;
             }
             // SAFETY: the word is inside the part, which is mapped while self lives and aligned to 8; all access from this
@@ -238,6 +237,12 @@ impl InflightQueue {
         load_u8 store_u8 at_u8 AtomicU8 = u8;
         load_u16 store_u16 at_u16 AtomicU16 = u16;
         load_u64 store_u64 at_u64 AtomicU64 = u64;
+    }
+
+    /// Whether `len` bytes at `offset` are inside, and aligned.
+    #[inline(always)]
+    fn has_word(&self, offset: usize, len: usize) -> bool {
+        offset % len == 0 && offset.checked_add(len).is_some_and(|end| end <= self.len)
     }
 
     /// Descriptor states in the part.

@@ -67,6 +67,7 @@ features! {
     VIRTIO_NET_F_GUEST_CSUM = 1, "The driver takes frames with partial checksums.";
     VIRTIO_NET_F_MTU = 3, "The device tells its largest MTU.";
     VIRTIO_NET_F_MAC = 5, "The device tells its MAC address.";
+    VIRTIO_NET_F_GSO = 6, "Legacy: both sides take segments to be cut.";
     VIRTIO_NET_F_GUEST_TSO4 = 7, "The driver takes TCP segments over IPv4 to be cut.";
     VIRTIO_NET_F_GUEST_TSO6 = 8, "The driver takes TCP segments over IPv6 to be cut.";
     VIRTIO_NET_F_GUEST_ECN = 9, "The driver takes segments to be cut with ECN.";

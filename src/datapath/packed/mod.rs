@@ -17,6 +17,7 @@ use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
+use super::offload::Offloads;
 use super::ring::{Burst, Ring, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
@@ -42,6 +43,7 @@ struct PackedRing<const SET: usize> {
     staged: Staged,
     track: Option<Track>,
     fault: Option<FaultReason>,
+    offloads: Offloads,
 }
 
 /// Starts a packed ring.
@@ -50,6 +52,7 @@ struct PackedRing<const SET: usize> {
 ///
 /// A bad layout, or a base that is no position in the ring; nothing in guest memory was changed then.
 pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+    let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
@@ -76,6 +79,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         vring: index,
         call: Call::new(call),
         track,
+        offloads,
     };
     let ring = with_set(parts);
     // We poll.
@@ -89,6 +93,7 @@ struct Parts {
     vring: u16,
     call: Call,
     track: Option<Track>,
+    offloads: Offloads,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -98,6 +103,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         vring,
         call,
         track,
+        offloads,
     } = parts;
     Box::new(PackedRing::<SET> {
         staged: Staged::new(mem.size()),
@@ -108,6 +114,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         fault: None,
+        offloads,
     })
 }
 
@@ -195,8 +202,7 @@ impl<const SET: usize> PackedRing<SET> {
             }
             _ => self.staged.publish(&self.mem, first),
         }
-        self.staged.rewind(Mark { count: 0, descs: 0 });
-        self.staged.joined = 0;
+        self.staged.rewind(Mark::default());
         if self.call.is_possible() && self.wants_call(descs) {
             self.call.signal(counters);
         }
@@ -227,10 +233,11 @@ struct Staged {
 }
 
 /// A state of [`Staged`] to go back to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Mark {
     count: usize,
     descs: u16,
+    joined: usize,
 }
 
 impl Staged {
@@ -274,13 +281,14 @@ impl Staged {
         Mark {
             count: self.count,
             descs: self.descs,
+            joined: self.joined,
         }
     }
 
     /// Forgets what was staged since `mark`.
     #[inline(always)]
     fn rewind(&mut self, mark: Mark) {
-        (self.count, self.descs) = (mark.count, mark.descs);
+        (self.count, self.descs, self.joined) = (mark.count, mark.descs, mark.joined);
     }
 
     /// Writes all that is staged from position `first` on, so that the driver sees all or nothing of it.

@@ -4,7 +4,7 @@ use super::{beyond, look, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::frame::{gather, take, WORK};
+use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
@@ -24,19 +24,23 @@ impl<const SET: usize> SplitRing<SET> {
         };
         let ahead = look::<Readable>(mem, &mut cursor, next, ready.min(burst(slots.len())));
         let mut tally = Tally::default();
-        let (mut chains, mut frames, mut work) = (0_u16, 0, 0);
+        let (mut chains, mut frames, mut work, mut large) = (0_u16, 0, 0, 0);
         let mut fault = None;
         for (head, plan) in ahead.chains() {
             let Some(slot) = slots.get_mut(frames) else { break };
             let taken = match plan {
-                Plan::Direct(buffer) => Ok(take::<Bits<SET>>(buffer, slot)),
+                Plan::Direct(buffer) => Ok(take::<Bits<SET>>(buffer, slot, &self.offloads)),
                 Plan::Walk(first) => {
                     let mut chain = Chain::new(mem, head, first, Bits::<SET>::INDIRECT);
-                    gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work)
+                    gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &self.offloads, &mut work)
                 }
                 Plan::Beyond => Err(beyond(mem, head)),
             };
             match taken {
+                Ok(Taken::Large(len)) => {
+                    large = len;
+                    break;
+                }
                 Ok(taken) => frames += taken.count(slot, &mut tally),
                 Err(error) => {
                     slot.clear();
@@ -61,7 +65,9 @@ impl<const SET: usize> SplitRing<SET> {
         Burst {
             slots: frames,
             frames,
+            large,
             broken: fault.is_some(),
+            ..Burst::default()
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{beyond, look, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::frame::{self, own, put, scatter, Put, Writer, WORK};
+use crate::datapath::frame::{self, own, put, scatter, Frame, Put, Writer, WORK};
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
@@ -24,32 +24,41 @@ impl<const SET: usize> SplitRing<SET> {
         let (mut chains, mut work, mut fault) = (0_u16, 0, None);
         let mut following = slots.iter().skip(1);
         for slot in slots.iter().take(BURST) {
-            let frame = slot.frame();
-            let at = next.wrapping_add(chains);
             own(ahead.chain(chains + 1), following.next());
-            let put = match ahead.chain(chains) {
-                Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame) => {
-                    mem.write_used(at, head, Bits::<SET>::HEADER + slot.len());
-                    Ok(Put::Done(1))
+            // Puts one frame behind the `taken` chains that others of this slot take.
+            let mut one = |frame: &Frame<'_>, taken: u16| {
+                let (chain, left) = (chains + taken, ready - chains - taken);
+                let at = next.wrapping_add(chain);
+                match ahead.chain(chain) {
+                    Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame) => {
+                        mem.write_used(at, head, Bits::<SET>::HEADER + frame.len_u32());
+                        Ok(Put::Done(1))
+                    }
+                    _ => {
+                        let buffers = Buffers {
+                            mem,
+                            next: at,
+                            left,
+                            allow_indirect: Bits::<SET>::INDIRECT,
+                            work: &mut work,
+                        };
+                        scatter::<Bits<SET>>(buffers, &mut cursor, frame)
+                    }
                 }
-                _ => {
-                    let buffers = Buffers {
-                        mem,
-                        next: at,
-                        left: ready - chains,
-                        allow_indirect: Bits::<SET>::INDIRECT,
-                        work: &mut work,
-                    };
-                    scatter::<Bits<SET>>(buffers, &mut cursor, frame)
-                }
+            };
+            let put = if Bits::<SET>::EXTRA && !slot.offload().is_none() {
+                self.offloads.send(slot, &mut tally, counters, one)
+            } else {
+                one(&Frame::plain(slot.frame()), 0).inspect(|put| put.count(slot, &mut tally))
             };
             match put {
                 Ok(Put::Done(taken)) => {
-                    tally.frame(frame);
                     outcome.frames += 1;
                     chains += taken;
                 }
-                Ok(Put::Oversize) => tally.oversize += 1,
+                Ok(dropped @ (Put::Oversize | Put::Invalid)) => {
+                    outcome.invalid += dropped.count_drop(&mut tally);
+                }
                 Ok(Put::NoBuffers) => break,
                 Err(reason) => {
                     fault = Some(reason);

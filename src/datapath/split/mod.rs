@@ -13,6 +13,7 @@ use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
+use super::offload::Offloads;
 use super::ring::{Burst, Ring};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
@@ -34,6 +35,7 @@ struct SplitRing<const SET: usize> {
     call: Call,
     track: Option<Track>,
     fault: Option<FaultReason>,
+    offloads: Offloads,
 }
 
 /// Starts a split ring.
@@ -42,6 +44,7 @@ struct SplitRing<const SET: usize> {
 ///
 /// A bad layout, or an avail index that the ring cannot hold; nothing in guest memory was changed then.
 pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+    let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
@@ -67,6 +70,7 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         vring: index,
         call: Call::new(call),
         track,
+        offloads,
     };
     let ring = with_set(parts);
     // We poll.
@@ -102,6 +106,7 @@ struct Parts {
     vring: u16,
     call: Call,
     track: Option<Track>,
+    offloads: Offloads,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -111,6 +116,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         vring,
         call,
         track,
+        offloads,
     } = parts;
     Box::new(SplitRing::<SET> {
         mem,
@@ -120,6 +126,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         fault: None,
+        offloads,
     })
 }
 
