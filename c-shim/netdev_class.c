@@ -115,6 +115,9 @@ netdev_vhost_construct(struct netdev *netdev)
     ovs_list_push_back(&ports, &dev->node);
     ovs_mutex_unlock(&ports_mutex);
 
+    /* As ever, server ports take packets only as they go on the wire. */
+    netdev->ol_flags = mode == OVSV_CLIENT ? offload_netdev_flags() : 0;
+
     /* Queues exist from the first reconfigure on. */
     netdev->n_rxq = 0;
     netdev->n_txq = 0;

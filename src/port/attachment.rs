@@ -48,7 +48,7 @@ pub(super) struct Heard {
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
         let offer = Offer {
-            features: offer::features(port.switches).0,
+            features: offer::features(port.mode, port.switches).0,
             protocol_features: offer::protocol_features(
                 port.switches,
                 port.mtu_requested.load(Ordering::Relaxed),

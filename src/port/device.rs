@@ -189,7 +189,7 @@ impl PortDevice {
             features: self.features?,
             mem: Arc::clone(&self.memory),
             call: vring.call.clone(),
-            offloads: false,
+            offloads: self.port.speaks_offloads(),
             inflight: self.in_flight_part(index),
         })
     }

@@ -2,6 +2,7 @@
 //!
 //! A front-end may acknowledge by mask alone, so an offered bit is a promise.
 
+use super::options::Mode;
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::{self, Features};
 
@@ -17,7 +18,14 @@ pub struct Switches {
 }
 
 /// VIRTIO and vhost feature bits that every port has.
-const ALWAYS: Features = features::VIRTIO_NET_F_MTU
+const ALWAYS: Features = features::VIRTIO_NET_F_GUEST_CSUM
+    .with(features::VIRTIO_NET_F_MTU)
+    .with(features::VIRTIO_NET_F_GSO)
+    .with(features::VIRTIO_NET_F_GUEST_TSO4)
+    .with(features::VIRTIO_NET_F_GUEST_TSO6)
+    .with(features::VIRTIO_NET_F_GUEST_ECN)
+    // No datagram ever comes to be fragmented: the guest may take such, or not.
+    .with(features::VIRTIO_NET_F_GUEST_UFO)
     .with(features::VIRTIO_NET_F_MRG_RXBUF)
     .with(features::VIRTIO_NET_F_CTRL_VQ)
     .with(features::VIRTIO_NET_F_CTRL_RX)
@@ -34,9 +42,27 @@ const ALWAYS: Features = features::VIRTIO_NET_F_MTU
     // A queue is reset as a vring is stopped (GET_VRING_BASE), set up and kicked, which concerns no other.
     .with(features::VIRTIO_F_RING_RESET);
 
+/// What a guest may leave to us, where Open vSwitch has words for it.
+const WITH_OFFLOADS: Features = features::VIRTIO_NET_F_CSUM
+    .with(features::VIRTIO_NET_F_HOST_TSO4)
+    .with(features::VIRTIO_NET_F_HOST_TSO6);
+
+/// Stock ports offer this bit where it means nothing, as no segments are taken, and do not where it would: so a guest
+/// that comes from one may have acknowledged it.
+const WITHOUT_OFFLOADS: Features = features::VIRTIO_NET_F_HOST_ECN;
+
+/// Whether the guest of a port may leave work to us, and we to it. Open vSwitch gives server ports packets only as they go
+/// on the wire, whatever the operator says.
+pub(super) fn offloads(mode: Mode, switches: Switches) -> bool {
+    switches.tso && mode == Mode::Client
+}
+
 /// The feature bits of a port (GET_FEATURES).
-pub fn features(_switches: Switches) -> Features {
-    ALWAYS
+pub fn features(mode: Mode, switches: Switches) -> Features {
+    match offloads(mode, switches) {
+        true => ALWAYS.with(WITH_OFFLOADS),
+        false => ALWAYS.with(WITHOUT_OFFLOADS),
+    }
 }
 
 /// The protocol feature bits of a port (GET_PROTOCOL_FEATURES); `mtu` if the operator asked for one.
@@ -48,5 +74,40 @@ pub fn protocol_features(_switches: Switches, mtu: bool) -> ProtocolFeatures {
     match mtu {
         true => all,
         false => ProtocolFeatures(all.0 & !ProtocolFeatures::CONFIG.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LOG_ALL, which is not offered yet.
+    const OWED: u64 = 1 << 26;
+    /// What stock ports have not.
+    const MORE: Features = features::VIRTIO_F_RING_RESET;
+
+    #[test]
+    fn the_offer_is_that_of_stock_ports() {
+        let (on, off) = (
+            Switches {
+                tso: true,
+                ..Switches::default()
+            },
+            Switches::default(),
+        );
+        let rows = [
+            (Mode::Client, off, 0xd_7c66_a7ca),
+            (Mode::Server, off, 0xd_7c66_a7ca),
+            (Mode::Client, on, 0xd_7c66_9fcb),
+            (Mode::Server, on, 0xd_7c66_a7ca),
+        ];
+        for (mode, switches, stock) in rows {
+            let offered = features(mode, switches);
+            assert_eq!(
+                offered,
+                Features(stock & !OWED).with(MORE),
+                "{mode:?} {switches:?}"
+            );
+        }
     }
 }

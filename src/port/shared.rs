@@ -15,7 +15,7 @@ use crate::virtio::features::Features;
 
 use super::control::{Command, Control};
 use super::listener::{ListenError, Listener, SocketFile};
-use super::offer::Switches;
+use super::offer::{self, Switches};
 use super::options::{socket_directory, Mode, Options};
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -229,6 +229,11 @@ impl Port {
         });
         env.control.send(Command::Add(Arc::clone(&port), listener));
         Ok(port)
+    }
+
+    /// Whether guests may leave work to us, and we to them.
+    pub(super) fn speaks_offloads(&self) -> bool {
+        offer::offloads(self.mode, self.switches)
     }
 
     pub(super) fn reopen(&self) {
