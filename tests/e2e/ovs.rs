@@ -29,6 +29,8 @@ pub struct Options {
     pub plugin: Option<PathBuf>,
     /// `other_config:dpdk-init=true`.
     pub dpdk: bool,
+    /// `other_config:userspace-tso-enable=true`.
+    pub tso: bool,
     /// Run vswitchd under valgrind, its report in the run directory.
     pub valgrind: bool,
     /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
@@ -74,6 +76,9 @@ impl Ovs {
         ovs.vsctl("--no-wait init")?;
         if ovs.options.dpdk {
             ovs.set_dpdk(&["--no-wait"])?;
+        }
+        if ovs.options.tso {
+            ovs.vsctl("--no-wait set Open_vSwitch . other_config:userspace-tso-enable=true")?;
         }
         ovs.start_vswitchd()?;
         ovs.vsctl(&format!(
@@ -260,6 +265,17 @@ impl Ovs {
         Ok(pairs
             .map(|(key, value)| (key.into(), value.trim_matches('"').into()))
             .collect())
+    }
+
+    /// A number in the `statistics` map of a port, as last written to the database; 0 if there is none.
+    pub fn statistic(&self, port: &str, name: &str) -> Result<u64> {
+        let text = self.interface(port, "statistics")?;
+        let mut pairs = text
+            .trim_matches(['{', '}'])
+            .split(", ")
+            .filter_map(|pair| pair.split_once('='));
+        let found = pairs.find(|(key, _)| *key == name);
+        found.map_or(Ok(0), |(_, value)| Ok(value.parse()?))
     }
 
     /// Waits until the switch says the port's link is up, that is: a front-end is connected and running.

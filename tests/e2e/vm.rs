@@ -49,6 +49,8 @@ pub struct Spec {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// Further properties of the NIC.
+    pub nic: &'static str,
 }
 
 /// A running guest.
@@ -303,6 +305,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     } else {
         format!(",host_mtu={}", spec.mtu)
     };
+    let comma = if spec.nic.is_empty() { "" } else { "," };
     let append = format!(
         "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}",
         spec.id, spec.mtu
@@ -353,9 +356,10 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         .args([
             "-device",
             &format!(
-                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}",
+                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}{comma}{}",
                 mac(spec.id),
-                if spec.packed { "on" } else { "off" }
+                if spec.packed { "on" } else { "off" },
+                spec.nic
             ),
         ]);
     command

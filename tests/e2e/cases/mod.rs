@@ -4,6 +4,7 @@
 mod bad_input;
 mod dpdk;
 mod fault;
+mod offload;
 mod soak;
 mod valgrind;
 mod vm;
@@ -107,6 +108,29 @@ const CASES: &[Case] = &[
         "vm/dpdk/init-at-run-time",
         &[Need::Guests, Need::Hugepages],
         vm::dpdk_init_at_run_time,
+    ),
+    both("offload/tso", &[Need::Guests], offload::tso),
+    plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),
+    plugin("offload/to-bare", &[Need::Guests], offload::to_bare),
+    plugin(
+        "offload/to-checksums-only",
+        &[Need::Guests],
+        offload::to_checksums_only,
+    ),
+    plugin(
+        "offload/no-dpdk-build",
+        &[Need::Guests, Need::NoDpdkTree],
+        offload::no_dpdk_build,
+    ),
+    plugin(
+        "offload/dpdk/tso",
+        &[Need::Guests, Need::Hugepages],
+        offload::tso_dpdk,
+    ),
+    plugin(
+        "offload/dpdk/to-bare",
+        &[Need::Guests, Need::Hugepages],
+        offload::to_bare_dpdk,
     ),
     both(
         "dpdk/loop-client-mergeable",

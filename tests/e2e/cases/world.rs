@@ -82,6 +82,8 @@ pub struct Guest {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// Further properties of its NIC, as QEMU takes them.
+    pub nic: &'static str,
 }
 
 impl Guest {
@@ -92,6 +94,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
+            nic: "",
         }
     }
 }
@@ -185,6 +188,7 @@ impl World {
             queues: guest.queues,
             mtu: guest.mtu,
             packed: guest.packed,
+            nic: guest.nic,
         };
         self.start_spec(spec)
     }
@@ -263,6 +267,7 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         tree: settings.ovs_tree.clone(),
         plugin: settings.plugin.clone(),
         dpdk,
+        tso: false,
         valgrind: false,
         obey_permissions: false,
     }
