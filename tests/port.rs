@@ -288,7 +288,7 @@ fn counters_and_queue_count_outlive_a_front_end() {
             "{name} is missing from {names:?}"
         );
     }
-    assert_eq!(names.len(), 6 + 4 * 17 + 3);
+    assert_eq!(names.len(), 6 + 4 * 17 + 4);
 }
 
 #[test]
