@@ -23,6 +23,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("memory/copy.rs", "copies between guest memory and ours"),
     ("memory/cpu.rs", "prefetches and barriers"),
+    (
+        "memory/dirty_log.rs",
+        "sets bits in memory shared with the front-end",
+    ),
     ("memory/mapping.rs", "maps a front-end's memory"),
     (
         "memory/inflight.rs",
