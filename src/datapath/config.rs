@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::dirty::RingLog;
 use crate::memory::{FrontendAddr, InflightQueue, MemTable};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
@@ -45,12 +46,14 @@ pub struct RingConfig {
     pub offloads: bool,
     /// Where the ring keeps what the back-end after this one must know, if the front-end keeps that (SET_INFLIGHT_FD).
     pub inflight: Option<InflightQueue>,
+    /// Where writes to guest memory are logged, while the guest moves.
+    pub log: Option<RingLog>,
 }
 
 impl RingConfig {
     /// Whether the ring needs code beyond that which moves bytes.
     pub(super) fn has_extras(&self) -> bool {
-        self.offloads || self.inflight.is_some()
+        self.offloads || self.inflight.is_some() || self.log.is_some()
     }
 }
 

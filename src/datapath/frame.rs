@@ -3,6 +3,7 @@
 use super::ahead::Plan;
 use super::config::FaultReason;
 use super::counters::Tally;
+use super::dirty::Dirty;
 use super::offload::Offloads;
 use super::set::Set;
 use super::slot::{RxSlot, TxSlot};
@@ -238,20 +239,37 @@ pub(super) fn own(chain: Option<(u16, Plan<'_>)>, slot: Option<&TxSlot<'_>>) {
 
 /// Puts a frame into a buffer in one piece, unless it is too small.
 #[inline(always)]
-pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>) -> bool {
+pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>, log: Option<&Dirty>) -> bool {
+    let (written, fits) = put_pieces::<S>(buffer, frame);
+    if let Some(log) = log {
+        // Of a frame that does not fit, the front may be written nevertheless.
+        log.wrote(buffer.split_at(written).0);
+    }
+    fits
+}
+
+/// Says how many bytes it put, and whether that is all.
+#[inline(always)]
+fn put_pieces<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>) -> (u32, bool) {
     let (header, mut rest) = buffer.split_at(S::HEADER);
     let header_fits = match S::LONG {
         true => header.write_array(frame.long_header()),
         false => header.write_array(frame.header),
     };
+    if !header_fits {
+        return (0, false);
+    }
     if S::EXTRA {
         let (head, behind) = rest.split_at(u32::try_from(frame.head.len()).unwrap_or(u32::MAX));
         if !head.write_all(frame.head) {
-            return false;
+            return (S::HEADER, false);
         }
         rest = behind;
     }
-    header_fits && rest.write_all(frame.body)
+    match rest.write_all(frame.body) {
+        true => (S::HEADER + frame.len_u32(), true),
+        false => (buffer.len() - rest.len(), false),
+    }
 }
 
 /// The chains that one frame may go into, one after the other.
@@ -267,8 +285,9 @@ pub(super) fn scatter<'m, S: Set>(
     mut buffers: impl Buffers<'m>,
     cursor: &mut Cursor<'m>,
     frame: &Frame<'_>,
+    log: Option<&Dirty>,
 ) -> Result<Put, FaultReason> {
-    let mut writer = Writer::new::<S>(frame);
+    let mut writer = Writer::new::<S>(frame, log);
     let most = if S::MERGE { u16::MAX } else { 1 };
     for taken in 1..=most {
         if !buffers.fill(cursor, &mut writer)? {
@@ -292,10 +311,12 @@ pub(super) struct Writer<'a, 'm> {
     num_buffers_at: [Option<GuestSlice<'m>>; 2],
     head: &'a [u8],
     body: &'a [u8],
+    /// Takes down what is written.
+    log: Option<&'a Dirty>,
 }
 
 impl<'a, 'm> Writer<'a, 'm> {
-    fn new<S: Set>(frame: &'a Frame<'a>) -> Self {
+    fn new<S: Set>(frame: &'a Frame<'a>, log: Option<&'a Dirty>) -> Self {
         let num_buffers: &[u8] = if S::LONG { &NUM_BUFFERS } else { &[] };
         Self {
             header: &frame.header,
@@ -303,6 +324,7 @@ impl<'a, 'm> Writer<'a, 'm> {
             num_buffers_at: [None; 2],
             head: frame.head,
             body: frame.body,
+            log,
         }
     }
 
@@ -338,7 +360,11 @@ impl<'a, 'm> Writer<'a, 'm> {
         }
         let (_, rest) = drain(&mut self.head, rest);
         let (_, rest) = drain(&mut self.body, rest);
-        piece.len() - rest.len()
+        let written = piece.len() - rest.len();
+        if let Some(log) = self.log {
+            log.wrote(piece.split_at(written).0);
+        }
+        written
     }
 
     /// Says in the header how many buffers the frame takes.
@@ -346,7 +372,10 @@ impl<'a, 'm> Writer<'a, 'm> {
         let bytes = count.to_le_bytes();
         let mut left = &bytes[..];
         for place in self.num_buffers_at.iter().flatten() {
-            drain(&mut left, *place);
+            let (written, _) = drain(&mut left, *place);
+            if let Some(log) = self.log {
+                log.wrote(written);
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ mod ahead;
 mod call;
 mod config;
 mod counters;
+mod dirty;
 mod frame;
 mod gate;
 mod offload;
@@ -38,6 +39,7 @@ mod split;
 
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
+pub use dirty::RingLog;
 pub use queue::{Queue, Sent, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot, MAX_FRAME};

@@ -9,7 +9,7 @@ use super::config::{Direction, RingConfig, RingError, RingFault, RingStatus};
 use super::counters::{Counters, Tally};
 use super::gate::{Entered, Gate};
 use super::rarp;
-use super::ring::{attach, Burst, Ring, BURST};
+use super::ring::{attach, Burst, Ring, Start, BURST};
 use super::slot::{RxSlot, TxSlot};
 use crate::sync::{AtomicU32, Ordering};
 
@@ -88,7 +88,7 @@ impl Queue {
     pub fn start(&self, config: RingConfig) -> Result<(), RingError> {
         self.control(|state| {
             // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
-            let ring = attach(config)?;
+            let ring = attach(config, Start::Resume)?;
             if self.discards(state) {
                 ring.want_kicks(true);
             }
@@ -96,6 +96,22 @@ impl Queue {
             self.publish_status(ring.as_ref());
             state.ring = Some(ring);
             state.fault = None;
+            Ok(())
+        })
+    }
+
+    /// Starts the ring that runs anew where it stands, for what may change in its life: where it logs its writes. Its driver
+    /// notices nothing, and a broken ring stays broken. Nothing happens if none runs. Waits for at most one burst.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError`]; what ran before then still runs.
+    pub fn restart(&self, config: RingConfig) -> Result<(), RingError> {
+        self.control(|state| {
+            if let Some(ring) = &state.ring {
+                let base = ring.base();
+                state.ring = Some(attach(RingConfig { base, ..config }, Start::Here)?);
+            }
             Ok(())
         })
     }

@@ -58,14 +58,23 @@ pub(super) struct Burst {
     pub(super) broken: bool,
 }
 
+/// Where a ring begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Where it stands, whoever served it before: [`RingConfig::base`] may be wrong after a crash.
+    Resume,
+    /// At [`RingConfig::base`], where it was stopped just now by us: nothing but its code changes.
+    Here,
+}
+
 /// Starts the ring that `config` describes, in the layout and with the code that its features ask for.
 ///
 /// # Errors
 ///
 /// [`RingError`]; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
     match config.features.contains(VIRTIO_F_RING_PACKED) {
-        true => packed::attach(config),
-        false => split::attach(config),
+        true => packed::attach(config, start),
+        false => split::attach(config, start),
     }
 }

@@ -71,6 +71,7 @@ impl Virtqueue for Driver {
             call: None,
             offloads: false,
             inflight: None,
+            log: None,
         }
     }
 

@@ -91,6 +91,7 @@ impl Virtqueue for PackedDriver {
             call: None,
             offloads: false,
             inflight: None,
+            log: None,
         }
     }
 

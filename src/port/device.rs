@@ -191,6 +191,7 @@ impl PortDevice {
             call: vring.call.clone(),
             offloads: self.port.speaks_offloads(),
             inflight: self.in_flight_part(index),
+            log: None,
         })
     }
 

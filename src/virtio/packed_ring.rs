@@ -188,6 +188,16 @@ impl PackedMem {
         &self.mem
     }
 
+    /// Where the descriptor ring is in this process, to find its pages in the dirty log.
+    pub fn desc_host(&self) -> usize {
+        self.desc.as_ptr().addr()
+    }
+
+    /// Where the device event suppression structure is in this process, likewise.
+    pub fn device_event_host(&self) -> usize {
+        self.device.as_ptr().addr()
+    }
+
     /// Whether the descriptor at `at` is available now.
     #[inline(always)]
     pub fn is_available(&self, at: Position) -> bool {

@@ -122,6 +122,11 @@ impl SplitMem {
         &self.mem
     }
 
+    /// Where the used ring is in this process, to find its page in the dirty log.
+    pub fn used_host(&self) -> usize {
+        self.used.as_ptr().addr()
+    }
+
     /// `avail.idx`. Acquire: pairs with the driver's release of it after writing entries and descriptors.
     #[inline(always)]
     pub fn avail_idx(&self) -> u16 {

@@ -1,9 +1,11 @@
 //! Into the guest: a burst to a packed receiveq.
 
+use super::dirty::PackedLog;
 use super::{broken, look, PackedRing, Staged};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
+use crate::datapath::dirty::extra;
 use crate::datapath::frame::{self, own, put, scatter, Frame, Put, Writer, WORK};
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
@@ -19,6 +21,7 @@ impl<const SET: usize> PackedRing<SET> {
     /// A burst to a ring whose next descriptor is available.
     pub(super) fn enqueue_available(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, staged, first) = (&self.mem, &mut self.staged, self.next);
+        let log = extra::<Bits<SET>, _>(&self.log).map(PackedLog::data);
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
@@ -39,7 +42,7 @@ impl<const SET: usize> PackedRing<SET> {
                 }
                 own(ahead.chain(passed + 1), after);
                 let put = match ahead.chain(passed) {
-                    Some((id, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame) => {
+                    Some((id, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, log) => {
                         let len = Bits::<SET>::HEADER + frame.len_u32();
                         let used = Used { id, descs: 1, len };
                         staged
@@ -54,7 +57,7 @@ impl<const SET: usize> PackedRing<SET> {
                             allow_indirect: Bits::<SET>::INDIRECT,
                             work: &mut work,
                         };
-                        scatter::<Bits<SET>>(buffers, &mut cursor, frame)
+                        scatter::<Bits<SET>>(buffers, &mut cursor, frame, log)
                     }
                 };
                 if let Ok(Put::Done(taken)) = &put {

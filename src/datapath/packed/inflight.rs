@@ -47,6 +47,11 @@ const ID: usize = 16;
 pub(super) struct Track(InflightQueue);
 
 impl Track {
+    /// Keeps a part that this process kept before, of a ring at rest.
+    pub(super) fn go_on(part: InflightQueue) -> Self {
+        Self(part)
+    }
+
     /// Takes over a part, and says where to go on in the ring. Gives back what the process before was publishing when it died.
     ///
     /// # Errors

@@ -7,18 +7,21 @@
 //! written when it ends: all but the first, then the first, behind which the driver does not look before it is there.
 
 mod dequeue;
+mod dirty;
 mod discard;
 mod enqueue;
 mod inflight;
 mod resume;
 
+use self::dirty::PackedLog;
 use self::inflight::Track;
 use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
+use super::dirty::extra;
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, BURST};
+use super::ring::{Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor};
@@ -42,6 +45,7 @@ struct PackedRing<const SET: usize> {
     call: Call,
     staged: Staged,
     track: Option<Track>,
+    log: Option<Box<PackedLog>>,
     fault: Option<FaultReason>,
     offloads: Offloads,
 }
@@ -51,7 +55,7 @@ struct PackedRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or a base that is no position in the ring; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
     let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
@@ -66,13 +70,22 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         call,
         offloads: _,
         inflight,
+        log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
-    let (track, next) = match inflight {
-        Some(part) => Track::attach(part, &mem, index, base).map(|(track, next)| (Some(track), next))?,
-        None => (None, resume::resume(&mem, index, base)?),
+    let log = log.map(|log| Box::new(PackedLog::new(log, &mem)));
+    let before = log.as_ref().map(|_| PackedLog::look(&mem));
+    let (track, next) = match (start, inflight) {
+        (Start::Here, part) => (part.map(Track::go_on), resume::positions(index, base, size)?.0),
+        (Start::Resume, Some(part)) => {
+            Track::attach(part, &mem, index, base).map(|(track, next)| (Some(track), next))?
+        }
+        (Start::Resume, None) => (None, resume::resume(&mem, index, base)?),
     };
+    if let (Some(log), Some(before)) = (&log, before) {
+        log.gave_back(&mem, &before);
+    }
     let parts = Parts {
         mem,
         next,
@@ -80,10 +93,13 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         call: Call::new(call),
         track,
         offloads,
+        log,
     };
     let ring = with_set(parts);
-    // We poll.
-    ring.want_kicks(false);
+    if start == Start::Resume {
+        // We poll.
+        ring.want_kicks(false);
+    }
     Ok(ring)
 }
 
@@ -94,6 +110,7 @@ struct Parts {
     call: Call,
     track: Option<Track>,
     offloads: Offloads,
+    log: Option<Box<PackedLog>>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -104,6 +121,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         offloads,
+        log,
     } = parts;
     Box::new(PackedRing::<SET> {
         staged: Staged::new(mem.size()),
@@ -113,6 +131,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         vring,
         call,
         track,
+        log,
         fault: None,
         offloads,
     })
@@ -150,6 +169,9 @@ impl<const SET: usize> Ring for PackedRing<SET> {
         self.mem.set_device_event(Event { desc: 0, flags });
         // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
         cpu::full_barrier();
+        if let Some(log) = extra::<Bits<SET>, _>(&self.log) {
+            log.wrote_event();
+        }
     }
 
     /// Counts descriptors, of which a buffer may have several.
@@ -191,16 +213,20 @@ impl<const SET: usize> PackedRing<SET> {
     #[inline(always)]
     fn finish(&mut self, tally: &Tally, counters: &Counters) {
         counters.add(tally);
+        let log = extra::<Bits<SET>, _>(&self.log);
+        if let Some(log) = log {
+            log.settle();
+        }
         if self.staged.descs == 0 {
-            return;
+            return log.map_or((), PackedLog::notify);
         }
         let (first, descs) = (self.next, self.staged.descs);
         self.next = first.advance(descs, self.mem.size());
         match &self.track {
-            Some(track) if Bits::<SET>::EXTRA => {
-                self.staged.publish_tracked(&self.mem, first, self.next, track)
-            }
-            _ => self.staged.publish(&self.mem, first),
+            Some(track) if Bits::<SET>::EXTRA => self
+                .staged
+                .publish_tracked(&self.mem, first, self.next, track, log),
+            _ => self.staged.publish(&self.mem, first, log),
         }
         self.staged.rewind(Mark::default());
         if self.call.is_possible() && self.wants_call(descs) {
@@ -293,7 +319,7 @@ impl Staged {
 
     /// Writes all that is staged from position `first` on, so that the driver sees all or nothing of it.
     #[inline(always)]
-    fn publish(&self, mem: &PackedMem, first: Position) {
+    fn publish(&self, mem: &PackedMem, first: Position, log: Option<&PackedLog>) {
         let staged = self.used.get(..self.count).unwrap_or_default();
         let Some((head, others)) = staged.split_first() else {
             return;
@@ -305,7 +331,20 @@ impl Staged {
             at = at.advance(used.descs, mem.size());
         }
         mark_behind(mem, first, head.descs);
-        mem.publish_used(first, *head);
+        self.publish_head(mem, first, *head, log);
+    }
+
+    /// Publishes the first chain, and with it all others, which are written already.
+    #[inline(always)]
+    fn publish_head(&self, mem: &PackedMem, first: Position, head: Used, log: Option<&PackedLog>) {
+        if let Some(log) = log {
+            log.wrote_descs(first, self.descs);
+        }
+        mem.publish_used(first, head);
+        if let Some(log) = log {
+            log.wrote_descs(first, 1);
+            log.notify();
+        }
     }
 }
 
@@ -320,7 +359,14 @@ impl Staged {
 
     /// As [`publish`](Self::publish), up to `end`, such that whoever finds the ring half published can complete it, see
     /// [`inflight`]: frame by frame in order, each from its last chain to its first; then the first chain of all.
-    fn publish_tracked(&self, mem: &PackedMem, first: Position, end: Position, track: &Track) {
+    fn publish_tracked(
+        &self,
+        mem: &PackedMem,
+        first: Position,
+        end: Position,
+        track: &Track,
+        log: Option<&PackedLog>,
+    ) {
         let (size, mut joints) = (mem.size(), self.joints.iter().take(self.joined).peekable());
         let mut left = self.used.get(..self.count).unwrap_or_default();
         let Some(head) = left.first() else { return };
@@ -342,7 +388,7 @@ impl Staged {
             (left, at) = (rest, at + descs);
         }
         mark_behind(mem, first, head.descs);
-        mem.publish_used(first, *head);
+        self.publish_head(mem, first, *head, log);
     }
 }
 

@@ -44,16 +44,7 @@ use crate::virtio::packed_ring::{PackedMem, Position, Used, VIRTQ_DESC_F_AVAIL, 
 ///
 /// [`RingError::Base`] if `base` is no position in a ring of this size, be the ring as it may.
 pub(super) fn resume(mem: &PackedMem, index: u16, base: u32) -> Result<Position, RingError> {
-    let size = mem.size();
-    let [used_high, used_low, avail_high, avail_low] = base.to_be_bytes();
-    let position = |high, low| {
-        Position::from_bits(u16::from_be_bytes([high, low]), size).ok_or(RingError::Base {
-            index,
-            base,
-            size,
-        })
-    };
-    let (used, avail) = (position(used_high, used_low)?, position(avail_high, avail_low)?);
+    let (avail, used) = positions(index, base, mem.size())?;
     let Some(scan) = Scan::new(mem) else {
         return Ok(Position::START);
     };
@@ -72,6 +63,24 @@ pub(super) fn resume(mem: &PackedMem, index: u16, base: u32) -> Result<Position,
         mem.publish_used(at, used);
     }
     Ok(next)
+}
+
+/// The two positions that `base` says: the next to take, and the next to give back.
+///
+/// # Errors
+///
+/// [`RingError::Base`] if either is no position in a ring of this size.
+pub(super) fn positions(index: u16, base: u32, size: u16) -> Result<(Position, Position), RingError> {
+    let [used_high, used_low, avail_high, avail_low] = base.to_be_bytes();
+    let position = |high, low| {
+        Position::from_bits(u16::from_be_bytes([high, low]), size).ok_or(RingError::Base {
+            index,
+            base,
+            size,
+        })
+    };
+    let used = position(used_high, used_low)?;
+    Ok((position(avail_high, avail_low)?, used))
 }
 
 /// All descriptors of a ring, fetched once, and what they tell.

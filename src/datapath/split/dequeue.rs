@@ -4,6 +4,7 @@ use super::{beyond, look, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
+use crate::datapath::dirty::extra;
 use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
@@ -18,7 +19,7 @@ impl<const SET: usize> SplitRing<SET> {
         slots: &mut [RxSlot<'_>],
         counters: &Counters,
     ) -> Burst {
-        let (mem, next) = (&self.mem, self.next);
+        let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
@@ -54,6 +55,9 @@ impl<const SET: usize> SplitRing<SET> {
             }
             // Length 0: the device wrote nothing into a buffer that it only reads.
             mem.write_used(next.wrapping_add(chains), head, 0);
+            if let Some(log) = log {
+                log.wrote_used(next.wrapping_add(chains));
+            }
             chains += 1;
             if work > WORK {
                 break;

@@ -1,9 +1,11 @@
 //! Into the guest: a burst to a split receiveq.
 
+use super::dirty::SplitLog;
 use super::{beyond, look, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
+use crate::datapath::dirty::extra;
 use crate::datapath::frame::{self, own, put, scatter, Frame, Put, Writer, WORK};
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
@@ -15,7 +17,8 @@ use crate::virtio::ring::SplitMem;
 impl<const SET: usize> SplitRing<SET> {
     /// A burst to a ring with `ready` chains, more than none.
     pub(super) fn enqueue_ready(&mut self, ready: u16, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
-        let (mem, next) = (&self.mem, self.next);
+        let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
+        let data = log.map(SplitLog::data);
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
@@ -30,8 +33,11 @@ impl<const SET: usize> SplitRing<SET> {
                 let (chain, left) = (chains + taken, ready - chains - taken);
                 let at = next.wrapping_add(chain);
                 match ahead.chain(chain) {
-                    Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame) => {
+                    Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, data) => {
                         mem.write_used(at, head, Bits::<SET>::HEADER + frame.len_u32());
+                        if let Some(log) = log {
+                            log.wrote_used(at);
+                        }
                         Ok(Put::Done(1))
                     }
                     _ => {
@@ -41,8 +47,9 @@ impl<const SET: usize> SplitRing<SET> {
                             left,
                             allow_indirect: Bits::<SET>::INDIRECT,
                             work: &mut work,
+                            log,
                         };
-                        scatter::<Bits<SET>>(buffers, &mut cursor, frame)
+                        scatter::<Bits<SET>>(buffers, &mut cursor, frame, data)
                     }
                 }
             };
@@ -89,6 +96,7 @@ struct Buffers<'a, 'm> {
     allow_indirect: bool,
     /// Counts descriptors walked.
     work: &'a mut u32,
+    log: Option<&'a SplitLog>,
 }
 
 impl<'m> frame::Buffers<'m> for Buffers<'_, 'm> {
@@ -104,6 +112,9 @@ impl<'m> frame::Buffers<'m> for Buffers<'_, 'm> {
         let mut chain = Chain::<_, Writable>::new(mem, head, first, self.allow_indirect);
         let written = writer.fill(&mut chain, cursor).map_err(broken)?;
         mem.write_used(avail, head, written);
+        if let Some(log) = self.log {
+            log.wrote_used(avail);
+        }
         *self.work += u32::from(chain.walked());
         self.next = avail.wrapping_add(1);
         Ok(true)

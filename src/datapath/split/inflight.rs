@@ -23,6 +23,11 @@ const COUNTER: usize = 8;
 pub(super) struct Track(InflightQueue);
 
 impl Track {
+    /// Keeps a part that this process kept before, of a ring at rest.
+    pub(super) fn go_on(part: InflightQueue) -> Self {
+        Self(part)
+    }
+
     /// Takes over a part, of which little is true if the back-end before died. After it the used index of `mem` says
     /// where to go on.
     pub(super) fn attach(part: InflightQueue, mem: &SplitMem) -> Self {

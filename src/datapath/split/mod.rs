@@ -4,17 +4,20 @@
 //! one free-running index says both what to take next and what was used last.
 
 mod dequeue;
+mod dirty;
 mod discard;
 mod enqueue;
 mod inflight;
 
+use self::dirty::SplitLog;
 use self::inflight::Track;
 use super::ahead::{Ahead, Plan};
 use super::call::Call;
 use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
+use super::dirty::extra;
 use super::offload::Offloads;
-use super::ring::{Burst, Ring};
+use super::ring::{Burst, Ring, Start};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor};
@@ -34,6 +37,7 @@ struct SplitRing<const SET: usize> {
     vring: u16,
     call: Call,
     track: Option<Track>,
+    log: Option<Box<SplitLog>>,
     fault: Option<FaultReason>,
     offloads: Offloads,
 }
@@ -43,7 +47,7 @@ struct SplitRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or an avail index that the ring cannot hold; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
     let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
@@ -58,12 +62,23 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         call,
         offloads: _,
         inflight,
+        log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
     let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
-    let track = inflight.map(|part| Track::attach(part, &mem));
-    let next = resume(&mem, index, base)?;
+    let before = mem.used_idx();
+    let (track, next) = match start {
+        Start::Resume => (
+            inflight.map(|part| Track::attach(part, &mem)),
+            resume(&mem, index, base)?,
+        ),
+        Start::Here => (inflight.map(Track::go_on), base),
+    };
+    let log = log.map(|log| Box::new(SplitLog::new(log, &mem, next)));
+    if let Some(log) = log.as_ref().filter(|_| start == Start::Resume) {
+        log.gave_back(before, next);
+    }
     let parts = Parts {
         mem,
         next,
@@ -71,10 +86,13 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         call: Call::new(call),
         track,
         offloads,
+        log,
     };
     let ring = with_set(parts);
-    // We poll.
-    ring.want_kicks(false);
+    if start == Start::Resume {
+        // We poll.
+        ring.want_kicks(false);
+    }
     Ok(ring)
 }
 
@@ -107,6 +125,7 @@ struct Parts {
     call: Call,
     track: Option<Track>,
     offloads: Offloads,
+    log: Option<Box<SplitLog>>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -117,6 +136,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         offloads,
+        log,
     } = parts;
     Box::new(SplitRing::<SET> {
         mem,
@@ -125,6 +145,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         vring,
         call,
         track,
+        log,
         fault: None,
         offloads,
     })
@@ -170,6 +191,9 @@ impl<const SET: usize> Ring for SplitRing<SET> {
         }
         // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
         cpu::full_barrier();
+        if let Some(log) = extra::<Bits<SET>, _>(&self.log) {
+            log.wrote_wishes(Bits::<SET>::EVENT_IDX);
+        }
     }
 
     fn backlog(&self) -> u16 {
@@ -239,12 +263,19 @@ impl<const SET: usize> SplitRing<SET> {
     #[inline(always)]
     fn finish(&mut self, chains: u16, tally: &Tally, counters: &Counters) {
         counters.add(tally);
+        let log = extra::<Bits<SET>, _>(&self.log);
+        if let Some(log) = log {
+            log.settle();
+        }
         if chains == 0 {
-            return;
+            return log.map_or((), SplitLog::notify);
         }
         let old = self.next;
         self.next = old.wrapping_add(chains);
         self.mem.publish_used(self.next);
+        if let Some(log) = log {
+            log.published(self.next);
+        }
         if let (true, Some(track)) = (Bits::<SET>::EXTRA, &self.track) {
             track.published(self.next);
         }
