@@ -15,7 +15,7 @@ use ovs_vhost::vhost_user::{
 };
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::tempfile::TempFile;
@@ -86,9 +86,14 @@ impl Device for Recorder {
             }
             Request::SetVringNum { index, num } => format!("num {index} {num}"),
             Request::SetVringAddr(addr) => {
+                let log = addr.log().map(|log| format!(" log {:#x}", log.0));
                 format!(
-                    "addr {} {:#x} {:#x} {:#x}",
-                    addr.index, addr.desc.0, addr.avail.0, addr.used.0
+                    "addr {} {:#x} {:#x} {:#x}{}",
+                    addr.index,
+                    addr.desc.0,
+                    addr.avail.0,
+                    addr.used.0,
+                    log.unwrap_or_default()
                 )
             }
             Request::SetVringBase { index, base } => format!("base {index} {base:#x}"),
@@ -111,6 +116,10 @@ impl Device for Recorder {
                 response = Response::U64(self.status.into());
                 "status?".to_owned()
             }
+            Request::SetLogBase { size, offset, fd } => {
+                format!("log {size:#x} at {offset:#x}={}", peek(fd, offset))
+            }
+            Request::SetLogFd(fd) => format!("log fd {}", signal(Some(fd), 7)),
             Request::SetFeatures(bits) => format!("features {bits:#x}"),
             Request::GetInflightFd {
                 num_queues,
@@ -206,6 +215,7 @@ fn frontend(peer: UnixStream, need_reply: bool) -> Frontend {
     let offered = frontend.get_protocol_features().expect("protocol features");
     let wanted = VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
     assert!(offered.contains(wanted), "{offered:?}");
@@ -305,6 +315,53 @@ fn rust_vmm_front_end_goes_through_a_whole_life() {
 #[test]
 fn rust_vmm_front_end_goes_through_a_whole_life_with_every_request_acknowledged() {
     whole_life(true);
+}
+
+/// As QEMU does when its migration begins: the log, the feature, the rings' addresses once more. rust-vmm's front-end
+/// takes no answer to SET_LOG_BASE but a log description.
+fn a_migration_begins(need_reply: bool) {
+    let (peer, backend) = serve();
+    let frontend = frontend(peer, need_reply);
+    let file = memory(&[(0x1000, b"bits")]);
+    let log = VhostUserDirtyLogRegion {
+        mmap_size: 0x200,
+        mmap_offset: 0x1000,
+        mmap_handle: file.as_raw_fd(),
+    };
+    frontend.set_log_base(0, Some(log)).expect("an answer");
+    let event = EventFd::new(0).expect("an eventfd");
+    frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
+    frontend
+        .set_features(OFFER.features | 1 << 26)
+        .expect("VHOST_F_LOG_ALL");
+    let config = VringConfigData {
+        queue_max_size: 256,
+        queue_size: 256,
+        flags: 1,
+        desc_table_addr: 0x7f00_0000_1000,
+        used_ring_addr: 0x7f00_0000_3000,
+        avail_ring_addr: 0x7f00_0000_2000,
+        log_addr: Some(0x3000),
+    };
+    frontend.set_vring_addr(1, &config).expect("addresses");
+    frontend.get_features().expect("all is carried out");
+    assert_eq!(event.read().expect("signalled"), 7);
+    drop(frontend);
+    let (asked, error) = finish(backend);
+    assert_eq!(error, None);
+    let expected = lines(&[
+        "log 0x200 at 0x1000=bits",
+        "log fd true",
+        "features 0xd7c66a7cb",
+        "addr 1 0x7f0000001000 0x7f0000002000 0x7f0000003000 log 0x3000",
+    ]);
+    assert_eq!(asked[2..], expected);
+}
+
+#[test]
+fn rust_vmm_front_end_begins_a_migration() {
+    a_migration_begins(false);
+    a_migration_begins(true);
 }
 
 #[test]

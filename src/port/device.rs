@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use log::Level;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
@@ -17,6 +18,7 @@ use crate::virtio::features::{self, Features};
 use super::config_space::ConfigSpace;
 use super::device_state::{DeviceState, Moving, StateError};
 use super::in_flight::InFlight;
+use super::migration::Migration;
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
@@ -55,6 +57,9 @@ pub(super) struct PortDevice {
     mac: Option<[u8; 6]>,
     in_flight: InFlight,
     moving: Moving,
+    migration: Migration,
+    /// What happened that the operator should hear of, since this was last asked for.
+    notes: Vec<(Level, String)>,
     /// Vrings enabled (true) or disabled since this was last asked for.
     toggled: Vec<(u16, bool)>,
 }
@@ -72,6 +77,8 @@ impl PortDevice {
             mac: None,
             in_flight: InFlight::default(),
             moving: Moving::default(),
+            migration: Migration::default(),
+            notes: Vec::new(),
             toggled: Vec::new(),
         }
     }
@@ -110,6 +117,11 @@ impl PortDevice {
     /// Vrings that the front-end enabled (true) or disabled since the last call.
     pub(super) fn take_toggled(&mut self) -> Vec<(u16, bool)> {
         std::mem::take(&mut self.toggled)
+    }
+
+    /// What happened that the operator should hear of, since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<(Level, String)> {
+        std::mem::take(&mut self.notes)
     }
 
     fn numa(&self) -> Option<i32> {
@@ -191,7 +203,7 @@ impl PortDevice {
             call: vring.call.clone(),
             offloads: self.port.speaks_offloads(),
             inflight: self.in_flight_part(index),
-            log: None,
+            log: self.migration.ring(self.features?, address),
         })
     }
 
@@ -224,6 +236,7 @@ impl PortDevice {
             }
         }
         change(self);
+        self.settle_log();
         for index in all {
             if let Err(error) = self.settle(index) {
                 // A memory table is replaced region by region: a ring whose region is not there yet
@@ -231,6 +244,50 @@ impl PortDevice {
                 log::debug!("port '{}': vring {index} waits: {error}", self.port.name());
             }
         }
+    }
+
+    /// Takes in what changed of logging, and of what it depends on.
+    fn settle_log(&mut self) {
+        self.notes
+            .extend(self.migration.settle(self.features, &self.memory));
+    }
+
+    /// Lets running rings go on where they are, logging or not as is wanted now.
+    fn restart_all(&mut self) -> Result<Response, Refusal> {
+        self.settle_log();
+        let all = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        all.into_iter().try_for_each(|index| self.restart(index))?;
+        Ok(Response::Done)
+    }
+
+    /// Lets a running ring go on where it is, from what is staged now.
+    fn restart(&mut self, index: u16) -> Result<(), Refusal> {
+        match self.ready(index).filter(|_| self.vring_ref(index).running) {
+            Some(config) => self
+                .port
+                .queue(index)
+                .restart(config)
+                .map_err(|error| Refusal::new(format!("vring {index} cannot go on: {error}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn set_log_base(&mut self, size: u64, offset: u64, fd: &OwnedFd) -> Result<Response, Refusal> {
+        self.migration.set_log(size, offset, fd).map_err(Refusal::new)?;
+        self.restart_all()
+    }
+
+    /// A migration that begins or ends says the addresses of running rings once more, which differ only in their log: such
+    /// a ring goes on where it is.
+    fn set_address(&mut self, address: VringAddr) -> Result<Response, Refusal> {
+        let vring = self.vring(address.index);
+        let same = vring.address.is_some_and(|now| now.is_same_ring(&address));
+        if !(same && vring.running) {
+            return self.change(address.index, |vring| vring.address = Some(address));
+        }
+        vring.address = Some(address);
+        self.restart(address.index)?;
+        Ok(Response::Done)
     }
 
     fn set_memory(&mut self, table: MemTable) -> Result<Response, Refusal> {
@@ -275,7 +332,12 @@ impl PortDevice {
             return Ok(Response::Done);
         }
         if self.vrings.iter().any(|v| v.running) {
-            return Err(Refusal::new("features cannot change while a vring runs"));
+            let logging = features::VHOST_F_LOG_ALL;
+            if self.features.map(|now| now.without(logging)) != Some(features.without(logging)) {
+                return Err(Refusal::new("only VHOST_F_LOG_ALL can change while a vring runs"));
+            }
+            self.features = Some(features);
+            return self.restart_all();
         }
         self.change_all(|device| device.features = Some(features));
         Ok(Response::Done)
@@ -417,7 +479,7 @@ impl Device for PortDevice {
             Request::AddMemReg(desc, fd) => self.add_memory(desc, fd),
             Request::RemMemReg(desc) => self.remove_memory(&desc),
             Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
-            Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
+            Request::SetVringAddr(address) => self.set_address(address),
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
             Request::SetVringKick { index, fd } => self.change(index, |vring| {
@@ -433,6 +495,11 @@ impl Device for PortDevice {
                 Ok(Response::Done)
             }
             Request::SetVringEnable { index, enable } => self.set_enable(index, enable),
+            Request::SetLogBase { size, offset, fd } => self.set_log_base(size, offset, &fd),
+            Request::SetLogFd(fd) => {
+                self.migration.set_notify(eventfd(fd)?);
+                self.restart_all()
+            }
             Request::SetMtu(mtu) => Ok(self.set_mtu(mtu)),
             Request::SendRarp(mac) => {
                 self.port.queue(1).request_rarp(mac);

@@ -9,6 +9,7 @@
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
 //! * `drain`: transmitqs that are started and disabled.
+//! * `migration`: where its rings log what they write while the guest moves.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
@@ -28,6 +29,7 @@ mod journal;
 mod lifecycle;
 mod listener;
 mod main_side;
+mod migration;
 mod offer;
 mod options;
 mod peer;

@@ -31,6 +31,7 @@ const ALWAYS: Features = features::VIRTIO_NET_F_GUEST_CSUM
     .with(features::VIRTIO_NET_F_CTRL_RX)
     .with(features::VIRTIO_NET_F_GUEST_ANNOUNCE)
     .with(features::VIRTIO_NET_F_MQ)
+    .with(features::VHOST_F_LOG_ALL)
     .with(features::VIRTIO_F_ANY_LAYOUT)
     .with(features::VIRTIO_RING_F_INDIRECT_DESC)
     .with(features::VIRTIO_RING_F_EVENT_IDX)

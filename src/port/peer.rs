@@ -266,7 +266,13 @@ impl Peer {
             );
         }
         attachment.settle_drains(reactor, now);
-        let up = attachment.device.attached();
+        let (up, notes) = (attachment.device.attached(), attachment.device.take_notes());
+        for (level, note) in notes {
+            vhost_config!(self, now, level, "{note}");
+        }
+        let Some(attachment) = &self.attachment else {
+            return;
+        };
         let was_up = self.life.state() == State::Running;
         if up {
             let link = attachment.device.link();

@@ -27,6 +27,17 @@ pub enum Request {
     AddMemReg(RegionDesc, OwnedFd),
     /// Remove the region with this guest address, front-end address and size; its offset means nothing.
     RemMemReg(RegionDesc),
+    /// Log writes to guest memory here from now on, while `VHOST_F_LOG_ALL` is acknowledged.
+    SetLogBase {
+        /// Bytes of the bitmap.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+        /// Its file.
+        fd: OwnedFd,
+    },
+    /// What to signal when writes were logged.
+    SetLogFd(OwnedFd),
     /// Number of descriptors, 1 to 32768. Not necessarily a power of two: a packed ring need not be.
     SetVringNum {
         /// Vring index.
@@ -190,6 +201,14 @@ pub enum Malformed {
     /// A region of no bytes, or one that runs past the end of an address space.
     #[error("region {0:?} is empty or wraps around")]
     Region(RegionDesc),
+    /// A dirty log of no bytes, or one that runs past the end of its file's offsets.
+    #[error("log of {size:#x} bytes at offset {offset:#x} is empty or wraps around")]
+    Log {
+        /// Bytes of the bitmap.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
     /// An MTU that Ethernet does not have.
     #[error("MTU {0}, expected 68 to 65535")]
     Mtu(u64),
@@ -245,7 +264,7 @@ pub(super) const VRING_NOFD: u64 = 1 << 8;
 /// The vring index in the same payload.
 const VRING_INDEX_MASK: u64 = 0xff;
 /// Writes to the used ring are to be logged. The only vring address flag.
-const VHOST_VRING_F_LOG: u32 = 1;
+pub const VHOST_VRING_F_LOG: u32 = 1;
 /// The longest queue of VIRTIO (1.2, 2.7 and 2.8).
 pub(super) const MAX_VRING_SIZE: u16 = 32768;
 /// The smallest MTU of VIRTIO's network device (1.2, 5.1.4.1).
@@ -335,17 +354,25 @@ pub(super) fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> 
 pub(super) fn add_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
     let _padding = parts.fields.u64()?;
     let desc = parts.mappable_region()?;
-    let fd = parts.fds.pop().ok_or(Malformed::Fds {
-        got: 0,
-        min: 1,
-        max: 1,
-    })?;
-    device(Request::AddMemReg(desc, fd))
+    device(Request::AddMemReg(desc, parts.fd()?))
 }
 
 pub(super) fn rem_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
     let _padding = parts.fields.u64()?;
     device(Request::RemMemReg(parts.region()?))
+}
+
+pub(super) fn set_log_base(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (size, offset) = (parts.fields.u64()?, parts.fields.u64()?);
+    if size == 0 || offset.checked_add(size).is_none() {
+        return Err(Malformed::Log { size, offset });
+    }
+    let fd = parts.fd()?;
+    device(Request::SetLogBase { size, offset, fd })
+}
+
+pub(super) fn set_log_fd(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    device(Request::SetLogFd(parts.fd()?))
 }
 
 pub(super) fn set_vring_num(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {

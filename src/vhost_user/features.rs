@@ -36,6 +36,8 @@ const NAMES: [&str; 23] = [
 impl ProtocolFeatures {
     /// More than one queue pair, and GET_QUEUE_NUM.
     pub const MQ: ProtocolFeatures = ProtocolFeatures(1 << 0);
+    /// SET_LOG_BASE with a file descriptor.
+    pub const LOG_SHMFD: ProtocolFeatures = ProtocolFeatures(1 << 1);
     /// SEND_RARP.
     pub const RARP: ProtocolFeatures = ProtocolFeatures(1 << 2);
     /// A message may ask for an answer with the need_reply flag.
@@ -60,6 +62,7 @@ impl ProtocolFeatures {
     /// What this back-end implements. Front-ends acknowledge by mask alone, so an offered bit is a promise.
     pub const SUPPORTED: ProtocolFeatures = ProtocolFeatures(
         Self::MQ.0
+            | Self::LOG_SHMFD.0
             | Self::RARP.0
             | Self::REPLY_ACK.0
             | Self::NET_MTU.0
@@ -105,6 +108,7 @@ mod tests {
     fn bits_and_names_agree() {
         let named = [
             (ProtocolFeatures::MQ, "MQ"),
+            (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
             (ProtocolFeatures::RARP, "RARP"),
             (ProtocolFeatures::REPLY_ACK, "REPLY_ACK"),
             (ProtocolFeatures::NET_MTU, "NET_MTU"),
@@ -123,7 +127,7 @@ mod tests {
             assert_eq!(bit.to_string(), name);
             assert!(ProtocolFeatures::SUPPORTED.contains(bit), "{name}");
         }
-        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 11);
+        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 12);
     }
 
     #[test]

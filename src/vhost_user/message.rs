@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use memoffset::offset_of;
 use thiserror::Error;
 
+use super::decode::VHOST_VRING_F_LOG;
 use super::requests;
 use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
 
@@ -31,6 +32,8 @@ pub const U64_SIZE: usize = size_of::<u64>();
 pub const VRING_STATE_SIZE: usize = size_of::<VringStateLayout>();
 /// Payload bytes of a vring address description.
 pub const VRING_ADDR_SIZE: usize = size_of::<VringAddrLayout>();
+/// Payload bytes of a log description.
+pub const LOG_SIZE: usize = size_of::<LogLayout>();
 /// Bytes of one region of a memory regions description.
 pub const REGION_SIZE: usize = size_of::<RegionLayout>();
 /// Payload bytes of a single memory region description.
@@ -62,6 +65,12 @@ struct VringAddrLayout {
 }
 
 #[repr(C)]
+struct LogLayout {
+    size: u64,
+    offset: u64,
+}
+
+#[repr(C)]
 struct RegionLayout {
     guest: u64,
     size: u64,
@@ -86,6 +95,8 @@ const _: () = {
     assert!(offset_of!(VringAddrLayout, index) == 0 && offset_of!(VringAddrLayout, flags) == 4);
     assert!(offset_of!(VringAddrLayout, desc) == 8 && offset_of!(VringAddrLayout, used) == 16);
     assert!(offset_of!(VringAddrLayout, avail) == 24 && offset_of!(VringAddrLayout, log) == 32);
+    assert!(LOG_SIZE == 16);
+    assert!(offset_of!(LogLayout, size) == 0 && offset_of!(LogLayout, offset) == 8);
     assert!(REGION_SIZE == 32);
     assert!(offset_of!(RegionLayout, guest) == 0 && offset_of!(RegionLayout, size) == 8);
     assert!(offset_of!(RegionLayout, frontend) == 16 && offset_of!(RegionLayout, mmap_offset) == 24);
@@ -300,6 +311,18 @@ pub struct VringAddr {
     pub avail: FrontendAddr,
     /// Where writes to the used ring go in the dirty log.
     pub log: GuestAddr,
+}
+
+impl VringAddr {
+    /// Whether it is the same memory in the same role, logged or not.
+    pub fn is_same_ring(&self, other: &Self) -> bool {
+        (self.desc, self.used, self.avail) == (other.desc, other.used, other.avail)
+    }
+
+    /// Where writes to the used ring are logged, if the front-end says so.
+    pub fn log(&self) -> Option<GuestAddr> {
+        (self.flags & VHOST_VRING_F_LOG != 0).then_some(self.log)
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use super::decode::{self, Decoded, Decoder, Malformed, Parts, VRING_NOFD};
 use super::features::ProtocolFeatures;
 use super::inflight::{INFLIGHT_SIZE, PADDED_INFLIGHT_SIZE};
 use super::message::{
-    Fields, CONFIG_HEADER_SIZE, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE, SINGLE_REGION_SIZE,
-    U64_SIZE, VRING_ADDR_SIZE, VRING_STATE_SIZE,
+    Fields, CONFIG_HEADER_SIZE, LOG_SIZE, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE,
+    SINGLE_REGION_SIZE, U64_SIZE, VRING_ADDR_SIZE, VRING_STATE_SIZE,
 };
 use super::state::TRANSFER_SIZE;
 
@@ -123,6 +123,9 @@ pub enum Answer {
     Inflight,
     /// Always the same part of the configuration space, or none of it.
     Config,
+    /// Always the payload it came with. The specification says that SET_LOG_BASE is answered, and not with what: QEMU
+    /// takes anything, rust-vmm's front-end a log description.
+    Echo,
 }
 
 /// The rules of a request that this version handles.
@@ -208,8 +211,10 @@ const NUMBER: PayloadRule = PayloadRule::Exact(U64_SIZE);
 const TRANSFER: PayloadRule = PayloadRule::Exact(TRANSFER_SIZE);
 const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
 const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
+const LOG: PayloadRule = PayloadRule::Exact(LOG_SIZE);
 const REGION: PayloadRule = PayloadRule::Exact(SINGLE_REGION_SIZE);
 const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
+const SHMFD: Gate = Gate::Negotiated(ProtocolFeatures::LOG_SHMFD);
 const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
 const NET_MTU: Gate = Gate::Negotiated(ProtocolFeatures::NET_MTU);
 const RESET: Gate = Gate::Negotiated(ProtocolFeatures::RESET_DEVICE);
@@ -226,7 +231,7 @@ pub static TABLE: [Row; 45] = {
     use super::inflight::{get_inflight_fd, set_inflight_fd};
     use super::state::set_device_state_fd;
     use decode::*;
-    use Answer::{Ack, VringState, U64};
+    use Answer::{Ack, Echo, VringState, U64};
     use FdRule::{Ignored, None, One, PerRegion, Vring};
     use Gate::{Open, ProtocolFeatures as PF};
     use PayloadRule::{Config, Inflight, MemTable};
@@ -237,8 +242,8 @@ pub static TABLE: [Row; 45] = {
     on(  3, "VHOST_USER_SET_OWNER",             EMPTY,    None,      Open,    Ack, |_| device(Request::SetOwner)),
     on(  4, "VHOST_USER_RESET_OWNER",           EMPTY,    None,      Open,    Ack, |_| device(Request::ResetOwner)),
     on(  5, "VHOST_USER_SET_MEM_TABLE",         MemTable, PerRegion, Open,    Ack, set_mem_table),
-    off( 6, "VHOST_USER_SET_LOG_BASE"),
-    off( 7, "VHOST_USER_SET_LOG_FD"),
+    on(  6, "VHOST_USER_SET_LOG_BASE",          LOG,      One,       SHMFD,   Echo, set_log_base),
+    on(  7, "VHOST_USER_SET_LOG_FD",            EMPTY,    One,       Open,    Ack, set_log_fd),
     on(  8, "VHOST_USER_SET_VRING_NUM",         STATE,    None,      Open,    Ack, set_vring_num),
     on(  9, "VHOST_USER_SET_VRING_ADDR",        ADDR,     None,      Open,    Ack, set_vring_addr),
     on( 10, "VHOST_USER_SET_VRING_BASE",        STATE,    None,      Open,    Ack, set_vring_base),
@@ -313,8 +318,7 @@ mod tests {
     #[test]
     fn this_version_handles_these_requests_and_no_others() {
         let ids: Vec<u32> = handled().map(|(row, _)| row.id).collect();
-        let expected: Vec<u32> = (1..=5)
-            .chain(8..=20)
+        let expected: Vec<u32> = (1..=20)
             .chain(24..=25)
             .chain(31..=32)
             .chain([34])

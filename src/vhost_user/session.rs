@@ -262,7 +262,10 @@ impl Session {
             .map_err(|cause| SessionError::Malformed { name, cause })?;
         match decoded {
             Decoded::Session(request) => self.answer(name, request),
-            Decoded::Device(request) => self.ask(name, rule, request, device),
+            Decoded::Device(request) => match self.ask(name, rule, request, device)? {
+                Success::Done if rule.answer == Answer::Echo => Ok(Success::Payload(payload, None)),
+                success => Ok(success),
+            },
         }
     }
 
@@ -312,7 +315,7 @@ impl Session {
             .handle(request)
             .map_err(|refusal| SessionError::Refused { name, refusal })?;
         match (rule.answer, response) {
-            (Answer::Ack, Response::Done) => Ok(Success::Done),
+            (Answer::Ack | Answer::Echo, Response::Done) => Ok(Success::Done),
             (Answer::U64, Response::U64(number)) => Ok(Success::number(number)),
             (Answer::VringState, Response::VringState { index, num }) => {
                 let payload = message::encode_vring_state(index.into(), num);
@@ -489,6 +492,36 @@ mod tests {
         let outcome = bench.send("GET_VRING_BASE", PLAIN, state(1, 0), 0);
         let bytes = outcome.reply.expect("a reply");
         assert_eq!(bytes[12..], state(1, 0x8005_8004));
+    }
+
+    #[test]
+    fn set_log_base_is_answered_with_the_log_it_names() {
+        let mut bench = Bench::negotiated("log");
+        for flags in [PLAIN, NEED_REPLY] {
+            let outcome = bench.send("SET_LOG_BASE", flags, numbers(&[0x1000, 0x20]), 1);
+            let bytes = outcome.reply.expect("a reply");
+            assert_eq!(bytes[..12], [6, 0, 0, 0, 5, 0, 0, 0, 16, 0, 0, 0]);
+            assert_eq!(bytes[12..], numbers(&[0x1000, 0x20]));
+        }
+    }
+
+    #[test]
+    fn a_log_of_no_bytes_or_beyond_all_files_is_refused() {
+        for (size, offset) in [
+            (0, 0),
+            (0, 8),
+            (1, u64::MAX),
+            (u64::MAX, 1),
+            (0xffff_ffff_ffff_ff00, 0x200),
+        ] {
+            let mut bench = Bench::negotiated("log-wraps");
+            let outcome = bench.send("SET_LOG_BASE", NEED_REPLY, numbers(&[size, offset]), 1);
+            let cause = Malformed::Log { size, offset };
+            let name = "VHOST_USER_SET_LOG_BASE";
+            assert_eq!(outcome.error, Some(SessionError::Malformed { name, cause }));
+            assert_eq!((outcome.reply, outcome.next), (None, Next::Close));
+            assert_eq!((bench.probe.leaked(), bench.device.seen.len()), (0, 0));
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
     match id {
         2 => (numbers(&[0x1_4000_0000]), 0),
         5 => (mem_table(2), 2),
+        6 => (numbers(&[0x1000, 0]), 1),
+        7 => (Vec::new(), 1),
         8..=10 if id != 9 => (state(1, 256), 0),
         9 => ([state(1, 0), numbers(&[0x1000, 0x3000, 0x2000, 0])].concat(), 0),
         11 => (state(1, 0), 0),
