@@ -49,10 +49,21 @@ const _: () = assert!(size_of::<Queue>() <= 384);
 #[repr(C)]
 struct State {
     ring: Option<Box<dyn Ring>>,
-    /// The guest to announce before anything else.
-    rarp: Option<[u8; 6]>,
+    /// What to do besides, which no ordinary burst does.
+    errand: Option<Errand>,
+    /// The guest's address, once it is known.
+    guest: Option<[u8; 6]>,
     enabled: bool,
     fault: Option<RingFault>,
+}
+
+/// What a dequeue is to do besides moving frames, once.
+#[derive(Clone, Copy)]
+enum Errand {
+    /// Announce the guest with this address, before anything else.
+    Announce([u8; 6]),
+    /// Learn the guest's address from the first frame, and announce it then if so wished.
+    Learn { announce: bool },
 }
 
 impl State {
@@ -70,7 +81,8 @@ impl Queue {
             status: AtomicU32::new(0),
             gate: Gate::new(State {
                 ring: None,
-                rarp: None,
+                errand: None,
+                guest: None,
                 enabled: false,
                 fault: None,
             }),
@@ -171,7 +183,23 @@ impl Queue {
 
     /// Makes the next dequeue begin with an announcement of the guest at `mac` (VHOST_USER_SEND_RARP).
     pub fn request_rarp(&self, mac: [u8; 6]) {
-        self.control(|state| state.rarp = Some(mac));
+        self.control(|state| {
+            state.errand = Some(Errand::Announce(mac));
+            state.guest = Some(mac);
+        });
+    }
+
+    /// Forgets the guest's address, learns it from the first frame that comes, and announces it then if `announce`.
+    pub fn learn_guest(&self, announce: bool) {
+        self.control(|state| {
+            state.errand = Some(Errand::Learn { announce });
+            state.guest = None;
+        });
+    }
+
+    /// The guest's address, once it is learnt or told.
+    pub fn guest(&self) -> Option<[u8; 6]> {
+        self.control(|state| state.guest)
     }
 
     /// Why the driver's ring broke, until the next start.
@@ -249,10 +277,26 @@ impl Queue {
         let Ok(mut state) = self.gate.try_enter() else {
             return 0;
         };
-        if state.rarp.is_some() {
-            return self.announce(&mut state, slots);
+        let burst = match state.errand {
+            None => self.receive(&mut state, slots, grow),
+            Some(errand) => self.run_errand(errand, &mut state, slots, grow),
+        };
+        if burst.broken {
+            self.break_ring(state);
         }
-        let Some(ring) = &mut state.ring else { return 0 };
+        burst.frames
+    }
+
+    #[inline(always)]
+    fn receive<'a>(
+        &self,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let Some(ring) = &mut state.ring else {
+            return Burst::default();
+        };
         let mut burst = ring.dequeue(slots, &self.counters);
         if burst.large > 0 {
             burst = self.dequeue_large(ring.as_mut(), burst, slots, grow);
@@ -260,10 +304,7 @@ impl Queue {
         if burst.frames > 0 {
             self.publish_status(ring.as_ref());
         }
-        if burst.broken {
-            self.break_ring(state);
-        }
-        burst.frames
+        burst
     }
 
     /// Goes on behind a burst that ended before a frame larger than its slot. Each round moves a frame or ends this: only a
@@ -351,13 +392,37 @@ impl Queue {
         }
     }
 
-    /// Receives the announcement that was asked for, alone.
     #[cold]
-    fn announce(&self, state: &mut State, slots: &mut [RxSlot<'_>]) -> usize {
-        let (Some(mac), Some(slot)) = (state.rarp, slots.first_mut()) else {
-            return 0;
+    fn run_errand<'a>(
+        &self,
+        errand: Errand,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let announce = match errand {
+            Errand::Announce(mac) => {
+                let frames = self.announce(mac, slots);
+                state.errand = state.errand.filter(|_| slots.is_empty());
+                return Burst {
+                    frames,
+                    ..Burst::default()
+                };
+            }
+            Errand::Learn { announce } => announce,
         };
-        state.rarp = None;
+        let burst = self.receive(state, slots, grow);
+        let first = slots.first().filter(|_| burst.frames > 0);
+        if let Some(mac) = first.and_then(|slot| rarp::source(slot.frame())) {
+            state.guest = Some(mac);
+            state.errand = announce.then_some(Errand::Announce(mac));
+        }
+        burst
+    }
+
+    /// Receives an announcement, alone.
+    fn announce(&self, mac: [u8; 6], slots: &mut [RxSlot<'_>]) -> usize {
+        let Some(slot) = slots.first_mut() else { return 0 };
         let mut tally = Tally::default();
         let fits = slot.set(&rarp::frame(mac));
         if fits {

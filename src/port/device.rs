@@ -34,6 +34,8 @@ struct Vring {
     base: u32,
     /// The front-end has handed over the kick: the ring may start.
     kicked: bool,
+    /// It was handed over, and has not run since.
+    new: bool,
     /// What the driver kicks, which matters only to who drains a disabled ring.
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
@@ -167,7 +169,7 @@ impl PortDevice {
         queue.set_enabled(enabled);
         let running = self.vring(index).running;
         let result = match config {
-            Some(config) if !running => queue.start(config).map(|()| self.vring(index).running = true),
+            Some(config) if !running => queue.start(config).map(|()| self.started(index)),
             None if running => {
                 self.stop(index);
                 Ok(())
@@ -177,6 +179,14 @@ impl PortDevice {
         let usable = self.usable(self.vring_ref(index));
         self.port.set_usable(index, usable);
         result
+    }
+
+    fn started(&mut self, index: u16) {
+        let vring = self.vring(index);
+        vring.running = true;
+        if std::mem::take(&mut vring.new) {
+            self.port.meet_guest(index);
+        }
     }
 
     fn vring_ref(&self, index: u16) -> &Vring {
@@ -210,6 +220,7 @@ impl PortDevice {
     /// Stops a ring; where it stood is where it will start again.
     fn stop(&mut self, index: u16) {
         let base = self.port.queue(index).stop();
+        self.port.remember_guest(index, base);
         let vring = self.vring(index);
         vring.running = false;
         vring.base = base.unwrap_or(vring.base);
@@ -483,7 +494,7 @@ impl Device for PortDevice {
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
             Request::SetVringKick { index, fd } => self.change(index, |vring| {
-                vring.kicked = true;
+                vring.new |= !std::mem::replace(&mut vring.kicked, true);
                 vring.kick = fd.map(Arc::new);
             }),
             Request::SetVringCall { index, fd } => {

@@ -9,6 +9,7 @@
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
 //! * `drain`: transmitqs that are started and disabled.
+//! * `announce`: tells bridges of a guest that came here.
 //! * `migration`: where its rings log what they write while the guest moves.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
@@ -16,6 +17,7 @@
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
 //!   of them does with it.
 
+mod announce;
 mod attachment;
 mod config_space;
 mod connector;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::datapath::{Direction, Queue, Waker};
 use crate::virtio::features::Features;
 
+use super::announce::Guest;
 use super::control::{Command, Control};
 use super::listener::{ListenError, Listener, SocketFile};
 use super::offer::{self, Switches};
@@ -147,6 +148,8 @@ pub struct Port {
     /// Vrings that run and are enabled. The control thread writes it.
     pub(super) usable: Box<[AtomicBool]>,
     pub(super) tx_map: TxMap,
+    /// Who was here last. The control thread writes it.
+    pub(super) guest: Mutex<Option<Guest>>,
     /// What poll threads test once per send: a guest is there, and the port is up.
     pub(super) open: AtomicBool,
     pub(super) up: AtomicBool,
@@ -209,6 +212,7 @@ impl Port {
                 .collect(),
             usable: (0..vrings).map(|_| AtomicBool::new(false)).collect(),
             tx_map: TxMap::new(),
+            guest: Mutex::default(),
             open: AtomicBool::new(false),
             up: AtomicBool::new(true),
             attached: AtomicBool::new(false),
