@@ -6,6 +6,7 @@ mod dpdk;
 mod fault;
 mod offload;
 mod soak;
+mod storm;
 mod valgrind;
 mod vm;
 pub mod world;
@@ -174,6 +175,7 @@ const CASES: &[Case] = &[
         &[Need::Testpmd],
         dpdk::client_packed_in_order,
     ),
+    plugin("dpdk/kill-storm", &[Need::Testpmd], storm::kill_storm),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],
