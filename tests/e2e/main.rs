@@ -12,18 +12,23 @@
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `testpmd`, `frontend`, and
 //! `process`, `netns`, `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
 
+mod announcement;
 mod cases;
 mod demo;
 mod frontend;
 mod hugepages;
 mod image;
 mod log;
+mod memory_check;
+mod migration;
 mod netns;
 mod ovs;
 mod ping;
 mod process;
 mod pvp;
+mod qmp;
 mod settings;
+mod stream;
 mod tcp;
 mod testpmd;
 mod turn;

@@ -31,6 +31,8 @@ pub struct Options {
     pub dpdk: bool,
     /// `other_config:userspace-tso-enable=true`.
     pub tso: bool,
+    /// More of `other_config`, for what is read only once ("key=value").
+    pub other_config: Vec<&'static str>,
     /// Run vswitchd under valgrind, its report in the run directory.
     pub valgrind: bool,
     /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
@@ -79,6 +81,9 @@ impl Ovs {
         }
         if ovs.options.tso {
             ovs.vsctl("--no-wait set Open_vSwitch . other_config:userspace-tso-enable=true")?;
+        }
+        for setting in &ovs.options.other_config {
+            ovs.vsctl(&format!("--no-wait set Open_vSwitch . other_config:{setting}"))?;
         }
         ovs.start_vswitchd()?;
         ovs.vsctl(&format!(

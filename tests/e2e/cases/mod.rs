@@ -4,6 +4,7 @@
 mod bad_input;
 mod dpdk;
 mod fault;
+mod migration;
 mod offload;
 mod soak;
 mod storm;
@@ -72,6 +73,42 @@ const CASES: &[Case] = &[
         "vm/port-deleted-and-added-again",
         &[Need::Guests],
         vm::port_deleted_and_added,
+    ),
+    both(
+        "vm/migrate-client",
+        &[Need::Guests, Need::Capture],
+        migration::client,
+    ),
+    both(
+        "vm/migrate-server",
+        &[Need::Guests, Need::Capture],
+        migration::server,
+    ),
+    both(
+        "vm/migrate-packed-client",
+        &[Need::Guests, Need::Capture],
+        migration::packed_client,
+    ),
+    both(
+        "vm/migrate-packed-server",
+        &[Need::Guests, Need::Capture],
+        migration::packed_server,
+    ),
+    both(
+        "vm/migrate-multiqueue",
+        &[Need::Guests, Need::Capture],
+        migration::multiqueue,
+    ),
+    both(
+        "vm/migrate-announce",
+        &[Need::Guests, Need::Capture],
+        migration::announce,
+    ),
+    both("vm/migrate-rarp", &[Need::Guests, Need::Capture], migration::rarp),
+    both(
+        "vm/migrate-postcopy",
+        &[Need::Guests, Need::Capture],
+        migration::postcopy,
     ),
     plugin(
         "vm/no-dpdk-build",

@@ -11,7 +11,7 @@ use crate::netns::NetNs;
 use crate::ovs::{self, Ovs};
 use crate::ping::Ping;
 use crate::settings::Settings;
-use crate::vm::{Socket, Spec, Vm};
+use crate::vm::{Life, Socket, Spec, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +84,8 @@ pub struct Guest {
     pub packed: bool,
     /// Further properties of its NIC, as QEMU takes them.
     pub nic: &'static str,
+    /// Whether it can be moved.
+    pub life: Life,
 }
 
 impl Guest {
@@ -95,6 +97,7 @@ impl Guest {
             mtu: 1500,
             packed: false,
             nic: "",
+            life: Life::Stays,
         }
     }
 }
@@ -105,6 +108,8 @@ pub struct World {
     pub ovs: Ovs,
     /// Where files of this case go.
     pub dir: PathBuf,
+    /// The switch's network namespace, with the observer in it.
+    pub ns: NetNs,
     stock: bool,
     dpdk: bool,
     root: PathBuf,
@@ -127,6 +132,7 @@ impl World {
         Ok(World {
             ovs,
             dir: dir.into(),
+            ns,
             stock,
             dpdk,
             root: settings.root.clone(),
@@ -176,7 +182,12 @@ impl World {
 
     /// Starts a guest on `port`.
     pub fn start_guest(&self, port: &Port, guest: Guest) -> Result<Vm> {
-        let spec = Spec {
+        self.start_spec(self.spec(port, guest))
+    }
+
+    /// How a guest on `port` is made.
+    pub fn spec(&self, port: &Port, guest: Guest) -> Spec {
+        Spec {
             name: format!("guest{}", guest.id),
             id: guest.id,
             path: port.socket.clone(),
@@ -189,8 +200,8 @@ impl World {
             mtu: guest.mtu,
             packed: guest.packed,
             nic: guest.nic,
-        };
-        self.start_spec(spec)
+            life: guest.life,
+        }
     }
 
     /// Starts a guest as an earlier one was made.
@@ -268,6 +279,7 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         plugin: settings.plugin.clone(),
         dpdk,
         tso: false,
+        other_config: Vec::new(),
         valgrind: false,
         obey_permissions: false,
     }
