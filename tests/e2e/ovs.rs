@@ -210,6 +210,11 @@ impl Ovs {
         Ok(())
     }
 
+    /// Chooses what vswitchd loads when it is started next: a plugin, or none.
+    pub fn set_plugin(&mut self, plugin: Option<&Path>) {
+        self.options.plugin = plugin.map(Path::to_path_buf);
+    }
+
     /// Runs ovs-vsctl with space-separated `args`; waits for vswitchd unless they say `--no-wait`.
     pub fn vsctl(&self, args: &str) -> Result<String> {
         self.vsctl_args(&args.split(' ').collect::<Vec<_>>())

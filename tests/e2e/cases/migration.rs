@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 
-use super::world::{options, Guest, Kind, World, PATIENCE};
+use super::world::{options, Guest, Kind, World, PATIENCE, PLUGIN_LOADED};
 use super::Ctx;
 use crate::announcement::{By, Watch};
 use crate::memory_check;
 use crate::migration::{Move, Nomad, Way};
+use crate::ovs;
 use crate::ping::{HostPing, Report};
 use crate::stream::Stream;
-use crate::vm::Life;
+use crate::vm::{host_time, Life};
 
 /// Twenty a second.
 const PING_INTERVAL: Duration = Duration::from_millis(50);
@@ -67,6 +68,68 @@ pub fn rarp(ctx: &Ctx) -> Result<()> {
         ..Guest::new(1)
     };
     silent(ctx, guest, By::Port)
+}
+
+/// A running guest and its connections get another switch under them, and the first one back: the stock ports, the
+/// plugin's, the stock ports, and so on. Rings that are not packed: QEMU has no way to tell a new back-end where a packed
+/// ring stands, and the stock ports guess.
+pub fn stock_and_back(ctx: &Ctx) -> Result<()> {
+    let stock = ovs::Options {
+        plugin: None,
+        ..options(&ctx.settings, true)
+    };
+    let mut world = World::with(&ctx.settings, &ctx.dir, stock, true)?;
+    ctx.step("boot");
+    let port = world.add_port(Kind::Client, "vhost1")?;
+    let guest = Guest::new(1);
+    let mut vm = world.start_guest(&port, guest)?;
+    vm.wait_ready()?;
+    memory_check::start(&vm)?;
+    let mut ping = HostPing::start(&world.ns, guest.id, PING_INTERVAL, &ctx.dir)?;
+    let mut stream = Stream::start(&world.ns, &vm)?;
+    world.ovs.wait_link(&port.name, true, PATIENCE)?;
+    let negotiated = world.ovs.status(&port.name)?.remove("features");
+    for (number, plugin) in (1..=4).zip([ctx.settings.plugin.as_deref(), None].into_iter().cycle()) {
+        let name = if plugin.is_some() { "plugin" } else { "stock" };
+        ctx.step(&format!("change {number}, to {name}"));
+        stream.wait_more(SHARE, PATIENCE)?;
+        let (left, mark) = (host_time()?, world.ovs.log_mark());
+        world.ovs.exit(PATIENCE)?;
+        world.ovs.set_plugin(plugin);
+        world.ovs.start_vswitchd()?;
+        stream.wait_more(SHARE, PATIENCE)?;
+        ping.wait_more(10, PATIENCE)?;
+        memory_check::check(&vm)?;
+        world.ovs.wait_link(&port.name, true, PATIENCE)?;
+        let loaded = world
+            .ovs
+            .log_since(mark)
+            .iter()
+            .any(|line| line.text.contains(PLUGIN_LOADED));
+        ensure!(
+            loaded == plugin.is_some(),
+            "it is not {name} that serves the port"
+        );
+        let features = world.ovs.status(&port.name)?.remove("features");
+        ensure!(
+            features == negotiated,
+            "{negotiated:?} became {features:?} with {name}"
+        );
+        let (report, up) = (ping.report(), host_time()?);
+        ctx.result(&format!(
+            "to {name}: pings away for {} ms, {} lost",
+            report.silence_within(left, up).length.as_millis(),
+            report.lost_within(left, up)
+        ));
+    }
+    let bytes = stream.finish()?;
+    check_checksums(&vm.run("cat /proc/net/snmp")?)?;
+    ctx.result(&format!(
+        "features {negotiated:?}; {} KiB of TCP exact",
+        bytes >> 10
+    ));
+    drop((vm, ping));
+    world.finish(NOBODY_THERE)
 }
 
 fn packed() -> Guest {

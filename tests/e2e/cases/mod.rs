@@ -111,6 +111,11 @@ const CASES: &[Case] = &[
         migration::postcopy,
     ),
     plugin(
+        "vm/stock-and-back",
+        &[Need::Guests, Need::Hugepages],
+        migration::stock_and_back,
+    ),
+    plugin(
         "vm/no-dpdk-build",
         &[Need::Guests, Need::NoDpdkTree],
         vm::no_dpdk_build,

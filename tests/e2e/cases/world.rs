@@ -268,7 +268,7 @@ impl World {
 }
 
 /// The loader tells that it has loaded the plugin; without DPDK nobody else provides the two types.
-const PLUGIN_LOADED: &str = "loaded netdev plugin";
+pub const PLUGIN_LOADED: &str = "loaded netdev plugin";
 /// With DPDK the stock provider tells that it leaves the two types to the plugin.
 const STOCK_STEPS_BACK: &str = "dpdkvhostuserclient ports are provided by a plugin";
 
