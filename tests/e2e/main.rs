@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
-//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `testpmd`, `frontend`, and
-//! `process`, `netns`, `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `migration` (with `qmp`, `stream`,
+//! `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`, `hugepages`, `log`, `wait` under them.
+//! `settings` has the environment variables.
 
 mod announcement;
 mod cases;
