@@ -25,6 +25,7 @@ use crate::datapath::config::RingError;
 use crate::memory::InflightQueue;
 use crate::virtio::chain::{Chain, DescRing, Writable};
 use crate::virtio::desc::{Desc, VIRTQ_DESC_F_NEXT};
+use crate::virtio::features::Features;
 use crate::virtio::packed_ring::{PackedMem, Position, Used};
 
 /// Fields of the part. The positions are one word: index, old index, counter, old counter.
@@ -62,6 +63,7 @@ impl Track {
         mem: &PackedMem,
         index: u16,
         base: u32,
+        features: Features,
     ) -> Result<(Self, Position), RingError> {
         let track = Self(part);
         let kept = track.positions(mem.size()).filter(|_| track.0.is_initialized());
@@ -69,7 +71,7 @@ impl Track {
             Some((used, old)) => track.resume(mem, used, old),
             None => {
                 track.link_free_list();
-                resume::resume(mem, index, base)?
+                resume::resume(mem, index, base, features)?
             }
         };
         track.store_positions(next, next);

@@ -65,7 +65,7 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         driver,
         device,
         base,
-        features: _,
+        features,
         mem,
         call,
         offloads: _,
@@ -79,9 +79,9 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
     let (track, next) = match (start, inflight) {
         (Start::Here, part) => (part.map(Track::go_on), resume::positions(index, base, size)?.0),
         (Start::Resume, Some(part)) => {
-            Track::attach(part, &mem, index, base).map(|(track, next)| (Some(track), next))?
+            Track::attach(part, &mem, index, base, features).map(|(track, next)| (Some(track), next))?
         }
-        (Start::Resume, None) => (None, resume::resume(&mem, index, base)?),
+        (Start::Resume, None) => (None, resume::resume(&mem, index, base, features)?),
     };
     if let (Some(log), Some(before)) = (&log, before) {
         log.gave_back(&mem, &before);
