@@ -1,7 +1,7 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
 
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -537,12 +537,12 @@ fn the_configuration_space_is_offered_where_the_operator_set_an_mtu() {
     assert_eq!(read(&mut guest, 0, 6).expect("an address").1, mac);
 }
 
-/// Has a state moved by a pipe; the front-end's end of it is returned.
+/// Has a state moved by a channel, whose both ends are returned: where it comes out and where it goes in.
 fn transfer(
     guest: &Guest<Driver>,
     direction: VhostTransferStateDirection,
-) -> vhost::Result<(PipeReader, PipeWriter)> {
-    let (reader, writer) = std::io::pipe().expect("a pipe");
+) -> vhost::Result<(UnixStream, UnixStream)> {
+    let (reader, writer) = UnixStream::pair().expect("a channel");
     let ours = match direction {
         VhostTransferStateDirection::SAVE => OwnedFd::from(writer.try_clone().expect("a descriptor")),
         VhostTransferStateDirection::LOAD => OwnedFd::from(reader.try_clone().expect("a descriptor")),
@@ -550,7 +550,7 @@ fn transfer(
     let answer = guest
         .frontend
         .set_device_state_fd(direction, VhostTransferStatePhase::STOPPED, ours)?;
-    assert!(answer.is_none(), "our own pipe is used");
+    assert!(answer.is_none(), "our own channel is used");
     Ok((reader, writer))
 }
 
