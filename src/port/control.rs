@@ -126,7 +126,7 @@ pub(super) struct Reactor {
 }
 
 impl Reactor {
-    fn new() -> io::Result<Reactor> {
+    pub(super) fn new() -> io::Result<Reactor> {
         Ok(Reactor {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             watches: Watches::new()?,

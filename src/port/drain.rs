@@ -105,3 +105,40 @@ impl Drain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{eventfd, EventfdFlags};
+
+    use super::*;
+
+    fn kick() -> Option<Arc<OwnedFd>> {
+        Some(Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()))
+    }
+
+    #[test]
+    fn a_ring_is_left_alone_for_its_grace_and_not_at_all_once_it_is_enabled() {
+        let (reactor, now) = (Reactor::new().unwrap(), Instant::now());
+        let (mut drains, kick) = (Drains::default(), kick());
+        drains.settle([(1, kick.clone())].into_iter(), &reactor, now);
+        assert_eq!(drains.wakes_at(), Some(now + GRACE));
+        // Messages that change nothing do not put it off.
+        let later = now + Duration::from_millis(60);
+        drains.settle([(1, kick.clone())].into_iter(), &reactor, later);
+        assert_eq!(drains.wakes_at(), Some(now + GRACE));
+        drains.settle(std::iter::empty(), &reactor, later);
+        assert_eq!(drains.wakes_at(), None);
+    }
+
+    #[test]
+    fn another_kick_descriptor_is_another_ring() {
+        let (reactor, now) = (Reactor::new().unwrap(), Instant::now());
+        let mut drains = Drains::default();
+        drains.settle([(1, kick()), (3, None)].into_iter(), &reactor, now);
+        let later = now + Duration::from_millis(60);
+        drains.settle([(1, kick()), (3, None)].into_iter(), &reactor, later);
+        assert_eq!(drains.wakes_at(), Some(now + GRACE), "that of vring 3");
+        drains.settle([(1, kick())].into_iter(), &reactor, later);
+        assert_eq!(drains.wakes_at(), Some(later + GRACE));
+    }
+}
