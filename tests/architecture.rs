@@ -34,6 +34,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ),
     ("memory/numa.rs", "a system call that libc does not wrap"),
     (
+        "memory/userfault.rs",
+        "waits for missing pages: the kernel's interface, which libc lacks",
+    ),
+    (
         "virtio/ring.rs",
         "reads and writes ring structures in guest memory",
     ),
