@@ -210,6 +210,11 @@ impl Queue {
         self.control(|state| state.fault)
     }
 
+    /// As [`Queue::fault`], for threads that wait for no burst: `None` also while the ring is being changed.
+    pub fn try_fault(&self) -> Option<RingFault> {
+        self.gate.try_shut()?.fault
+    }
+
     /// Changes the state while no burst is inside.
     fn control<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.gate.close();

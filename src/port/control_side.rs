@@ -98,10 +98,6 @@ impl Port {
     pub(super) fn take_faults(&self) -> Vec<RingFault> {
         self.faults.store(false, Ordering::Release);
         self.changed();
-        self.all_faults()
-    }
-
-    pub(super) fn all_faults(&self) -> Vec<RingFault> {
         self.queues.iter().filter_map(Queue::fault).collect()
     }
 }
