@@ -10,10 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ovs_vhost::memory::{FrontendAddr, RegionDesc};
 use ovs_vhost::vhost_user::{
-    Connection, Device, Next, Offer, ProtocolFeatures, Received, Refusal, Request, Response, Session,
+    Connection, Device, Next, Offer, ProtocolFeatures, Received, Refusal, Regions, Request, Response, Session,
 };
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -32,6 +33,15 @@ const OFFER: Offer = Offer {
 struct Recorder {
     log: Vec<String>,
     status: u8,
+    postcopy: bool,
+}
+
+/// A region as a back-end in post-copy answers it: this one has its memory where the guest sees it.
+fn at_home(desc: &RegionDesc) -> RegionDesc {
+    RegionDesc {
+        frontend: FrontendAddr(desc.guest.0),
+        ..*desc
+    }
 }
 
 /// The first bytes of a region, read through its descriptor at its offset.
@@ -62,6 +72,10 @@ impl Device for Recorder {
         let mut response = Response::Done;
         let line = match request {
             Request::SetMemTable(regions) => {
+                if self.postcopy {
+                    let addresses = regions.iter().map(|(desc, _)| at_home(desc)).collect();
+                    response = Response::Regions(Regions::Table(addresses));
+                }
                 let regions = regions.into_iter().map(|(desc, fd)| {
                     format!(
                         " {:#x}+{:#x}={}",
@@ -73,6 +87,9 @@ impl Device for Recorder {
                 format!("mem table{}", regions.collect::<String>())
             }
             Request::AddMemReg(desc, fd) => {
+                if self.postcopy {
+                    response = Response::Regions(Regions::One(at_home(&desc)));
+                }
                 format!(
                     "add {:#x}+{:#x}={}",
                     desc.guest.0,
@@ -136,6 +153,20 @@ impl Device for Recorder {
             Request::ResetDevice => "reset device".to_owned(),
             Request::SetMtu(mtu) => format!("mtu {mtu}"),
             Request::SendRarp(mac) => format!("rarp {mac:02x?}"),
+            Request::PostcopyAdvise => {
+                response = Response::Fd(memory(&[(0, b"page")]).into());
+                "advise".to_owned()
+            }
+            Request::PostcopyListen => {
+                self.postcopy = true;
+                "listen".to_owned()
+            }
+            Request::PostcopyAck => "ack".to_owned(),
+            Request::PostcopyEnd => {
+                self.postcopy = false;
+                response = Response::U64(0);
+                "end".to_owned()
+            }
         };
         self.log.push(line);
         Ok(response)
@@ -217,6 +248,7 @@ fn frontend(peer: UnixStream, need_reply: bool) -> Frontend {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::PAGEFAULT
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
     assert!(offered.contains(wanted), "{offered:?}");
     frontend.set_protocol_features(wanted).expect("offered");
@@ -305,6 +337,51 @@ fn whole_life(need_reply: bool) {
 
 fn lines(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[test]
+fn rust_vmm_front_end_goes_through_post_copy() {
+    let (peer, backend) = serve();
+    let mut frontend = frontend(peer, true);
+    let mut page = [0; 4];
+    let mut userfault = frontend.postcopy_advise().expect("a descriptor");
+    userfault
+        .read_exact(&mut page)
+        .expect("the one that the device made");
+    assert_eq!(&page, b"page");
+    frontend.postcopy_listen().expect("to listen");
+    let low = memory(&[(0, b"low0"), (0x2000, b"mid0")]);
+    let regions = [
+        region(&low, 0xc0000, 0x10_0000, 0x2000),
+        region(&low, 0, 0xa0000, 0),
+    ];
+    let bases = frontend.set_mem_table(&regions).expect("memory");
+    assert_eq!(bases, Some(vec![0xc0000, 0]), "in the order they were set");
+    frontend
+        .postcopy_ack_mem_regions(FrontendReq::SET_MEM_TABLE)
+        .expect("to acknowledge");
+    let added = region(&low, 0x1_0000_0000, 0x1000, 0x2000);
+    assert_eq!(
+        frontend.add_mem_region(&added).expect("to add"),
+        Some(0x1_0000_0000)
+    );
+    frontend
+        .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
+        .expect("to acknowledge");
+    frontend.postcopy_end().expect("to end");
+    assert_eq!(frontend.get_features().expect("features"), OFFER.features);
+    drop(frontend);
+    let (log, error) = finish(backend);
+    assert_eq!(error, None);
+    let mut expected = lines(&["owner", "features 0xd7c66a7cb", "advise", "listen"]);
+    expected.extend(lines(&[
+        "mem table 0xc0000+0x100000=mid0 0x0+0xa0000=low0",
+        "ack",
+        "add 0x100000000+0x1000=mid0",
+        "ack",
+        "end",
+    ]));
+    assert_eq!(log, expected);
 }
 
 #[test]

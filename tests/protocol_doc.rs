@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ovs_vhost::port::{protocol_features, Switches};
+use ovs_vhost::port::{protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::requests::{Gate, Row, TABLE};
 use ovs_vhost::vhost_user::ProtocolFeatures;
 
@@ -68,7 +68,7 @@ fn the_table_of_requests_says_what_is_handled_and_what_it_needs() {
 #[test]
 fn the_table_of_protocol_features_says_what_is_offered() {
     let document = table("Protocol features");
-    let offered = protocol_features(Switches::default(), false);
+    let offered = protocol_features(Switches::default(), Mode::Client, false);
     let mut wrong = Vec::new();
     for (bit, cells) in document.iter().enumerate() {
         let feature = ProtocolFeatures(1 << bit);

@@ -235,7 +235,8 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    const PAGE: u64 = 4096;
+    const PAGE_BYTES: usize = 4096;
+    const PAGE: u64 = PAGE_BYTES as u64;
     const AT: GuestAddr = GuestAddr(0x1000);
 
     fn desc(size: u64) -> RegionDesc {
@@ -289,7 +290,7 @@ mod tests {
                     Some(base + 2 * PAGE),
                     "the fault names the page, by our address"
                 );
-                server.bring(base + 2 * PAGE, &[7; PAGE as usize]).unwrap();
+                server.bring(base + 2 * PAGE, &[7; PAGE_BYTES]).unwrap();
             },
         );
         assert_eq!(byte, 7);
@@ -363,11 +364,12 @@ mod tests {
 
     #[test]
     fn a_huge_page_arrives_whole() {
-        const HUGE: u64 = 2 << 20;
+        const HUGE_BYTES: usize = 2 << 20;
+        const HUGE: u64 = HUGE_BYTES as u64;
         let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_2MB;
         let file = rustix::fs::memfd_create("huge", flags).unwrap();
         rustix::fs::ftruncate(&file, 2 * HUGE).unwrap();
-        let (_userfault, table, server) = incomplete(&file, 2 * HUGE);
+        let (userfault, table, server) = incomplete(&file, 2 * HUGE);
         let base = table.regions()[0].base();
         thread::scope(|scope| {
             let reader = scope.spawn(|| read(&table, AT.0 + HUGE + 0x12_3456));
@@ -378,9 +380,9 @@ mod tests {
                 }
             };
             assert_eq!(page, base + HUGE, "the fault names the huge page");
-            if let Err(error) = server.bring(page, &vec![6; HUGE as usize]) {
+            if let Err(error) = server.bring(page, &vec![6; HUGE_BYTES]) {
                 eprintln!("SKIP: no huge page to bring: {error}");
-                _userfault.abandon();
+                userfault.abandon();
                 return;
             }
             assert_eq!(reader.join().unwrap(), 6);

@@ -32,7 +32,15 @@ struct Copy {
     copied: i64,
 }
 
+/// `struct uffdio_range`.
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
+}
+
 const PAGEFAULT: u8 = 0x12;
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03;
 
 impl PageServer {
@@ -74,9 +82,24 @@ impl PageServer {
             copied: 0,
         };
         // SAFETY: the kernel reads `bytes`, and writes only pages that are registered with it and empty.
-        match unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY, &raw mut copy) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        result(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY, &raw mut copy) })
+    }
+
+    /// Wakes who waits for the page of `len` bytes at `address`, which came in through the front-end's own mapping.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn wake(&self, address: u64, len: u64) -> io::Result<()> {
+        let mut range = Range { start: address, len };
+        // SAFETY: the kernel reads a range and touches no memory in it.
+        result(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &raw mut range) })
+    }
+}
+
+fn result(returned: libc::c_int) -> io::Result<()> {
+    match returned {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

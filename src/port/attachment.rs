@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use crate::datapath::RingFault;
-use crate::vhost_user::{Connection, Next, Offer, ReceiveError, Received, SendError, Session, SessionError};
+use crate::vhost_user::{
+    Connection, Message, Next, Offer, Outcome, ReceiveError, Received, SendError, Session, SessionError,
+};
 
-use super::control::{Reactor, Source};
+use super::control::{Reactor, Readiness, Source};
 use super::device::PortDevice;
 use super::drain::Drains;
+use super::errand::{Desk, Errand, Progress};
 use super::offer;
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
@@ -28,13 +31,21 @@ const MEM_SLOTS: u64 = 509;
 pub(super) struct Attachment {
     port: Arc<Port>,
     connection: Connection,
-    session: Session,
-    pub(super) device: PortDevice,
+    desk: Whereabouts,
     pub(super) drains: Drains,
     /// Since when a message, or our answer to one, is under way.
     busy_since: Option<Instant>,
     /// Broken rings that were spoken of.
     faults: Vec<RingFault>,
+}
+
+/// Where session and device are.
+enum Whereabouts {
+    Here(Box<Desk>),
+    /// Carrying out a message that may take long.
+    Away(Errand),
+    /// Lost with a thread that could not be started, or that panicked.
+    Gone,
 }
 
 /// What a message led to, for the log.
@@ -51,6 +62,7 @@ impl Attachment {
             features: offer::features(port.mode, port.switches).0,
             protocol_features: offer::protocol_features(
                 port.switches,
+                port.mode(),
                 port.mtu_requested.load(Ordering::Relaxed),
             )
             .0,
@@ -59,8 +71,10 @@ impl Attachment {
         };
         Attachment {
             connection: Connection::new(stream),
-            session: Session::new(offer),
-            device: PortDevice::new(Arc::clone(&port)),
+            desk: Whereabouts::Here(Box::new(Desk {
+                session: Session::new(offer),
+                device: PortDevice::new(Arc::clone(&port)),
+            })),
             drains: Drains::default(),
             port,
             busy_since: None,
@@ -68,9 +82,27 @@ impl Attachment {
         }
     }
 
-    /// Takes one message and answers it. None: there is none, or not the whole of it.
+    /// The device, unless it is away.
+    pub(super) fn device(&mut self) -> Option<&mut PortDevice> {
+        match &mut self.desk {
+            Whereabouts::Here(desk) => Some(&mut desk.device),
+            Whereabouts::Away(_) | Whereabouts::Gone => None,
+        }
+    }
+
+    /// Takes one message and answers it. None: there is none, or not the whole of it, or one is being carried out.
     pub(super) fn exchange(&mut self, now: Instant) -> Result<Option<Heard>, End> {
         self.connection.flush()?;
+        if let Some(outcome) = self.collect()? {
+            return self.answer(outcome).map(Some);
+        }
+        if self.is_away() {
+            // It is asked nothing meanwhile; but when it hangs up, nobody brings the pages that are waited for.
+            return match self.connection.is_hung_up() {
+                true => Err(End::Left),
+                false => Ok(None),
+            };
+        }
         let message = match self.connection.receive()? {
             Received::Message(message) => message,
             Received::Closed => return Err(End::Left),
@@ -85,16 +117,60 @@ impl Attachment {
             message.name()
         );
         self.busy_since = None;
-        let outcome = self.session.handle(message, &mut self.device);
+        match self.carry_out(message)? {
+            Some(outcome) => self.answer(outcome).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Has a message carried out: here and now, or on an errand if it may have to wait for the guest's memory.
+    fn carry_out(&mut self, message: Message) -> Result<Option<Outcome>, End> {
+        let Whereabouts::Here(desk) = &mut self.desk else {
+            return Ok(None);
+        };
+        let Some(pages) = desk.device.missing_pages().cloned() else {
+            return Ok(Some(desk.handle(message)));
+        };
+        let Whereabouts::Here(desk) = std::mem::replace(&mut self.desk, Whereabouts::Gone) else {
+            return Ok(None);
+        };
+        self.desk = Whereabouts::Away(Errand::send(desk, message, pages, self.port.control.clone())?);
+        Ok(None)
+    }
+
+    /// What became of a message that was carried out elsewhere, if it was and is.
+    fn collect(&mut self) -> Result<Option<Outcome>, End> {
+        let Whereabouts::Away(errand) = &mut self.desk else {
+            return Ok(None);
+        };
+        match errand.progress() {
+            Progress::Away => Ok(None),
+            Progress::Back(desk, outcome) => {
+                self.desk = Whereabouts::Here(desk);
+                Ok(Some(outcome))
+            }
+            Progress::Lost(panic) => {
+                self.desk = Whereabouts::Gone;
+                Err(End::Panicked(panic))
+            }
+        }
+    }
+
+    /// Whether a message is being carried out elsewhere.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.desk, Whereabouts::Away(_))
+    }
+
+    fn answer(&mut self, outcome: Outcome) -> Result<Heard, End> {
         if let Some(reply) = outcome.reply {
             self.connection.send_with(&reply, outcome.fd)?;
         }
         match (outcome.error, outcome.next) {
             (Some(error), Next::Close) => Err(End::Refused(error)),
-            (refused, _) => Ok(Some(Heard {
+            (refused, _) => Ok(Heard {
                 settled: outcome.note,
                 refused,
-            })),
+            }),
         }
     }
 
@@ -105,13 +181,16 @@ impl Attachment {
 
     /// Of the rings that are broken now, those not spoken of yet; the front-end is told of them here.
     pub(super) fn new_faults(&mut self, faults: Vec<RingFault>) -> Vec<RingFault> {
+        let Whereabouts::Here(desk) = &self.desk else {
+            return Vec::new();
+        };
         let known = std::mem::replace(&mut self.faults, faults.clone());
         let new: Vec<RingFault> = faults
             .into_iter()
             .filter(|fault| !known.contains(fault))
             .collect();
         new.iter()
-            .for_each(|fault| self.device.signal_error(usize::from(fault.vring)));
+            .for_each(|fault| desk.device.signal_error(usize::from(fault.vring)));
         new
     }
 
@@ -121,7 +200,9 @@ impl Attachment {
 
     /// Watches the rings that are started and disabled, and no others.
     pub(super) fn settle_drains(&mut self, reactor: &Reactor, now: Instant) {
-        self.drains.settle(self.device.idle_rings(), reactor, now);
+        if let Whereabouts::Here(desk) = &self.desk {
+            self.drains.settle(desk.device.idle_rings(), reactor, now);
+        }
     }
 
     pub(super) fn unregister(&mut self, reactor: &Reactor) {
@@ -138,13 +219,13 @@ impl Attachment {
         }
     }
 
-    /// Asks for readiness to send only while there is something to send.
+    /// Asks for readiness to send only while there is something to send, and not for messages while one is under way.
     pub(super) fn listen(&self, reactor: &Reactor, id: PortId) {
-        reactor.rearm(
-            self.connection.as_fd(),
-            Source::Connection(id),
-            self.connection.output_waiting(),
-        );
+        let readiness = Readiness {
+            input: !self.is_away(),
+            output: self.connection.output_waiting(),
+        };
+        reactor.rearm(self.connection.as_fd(), Source::Connection(id), readiness);
     }
 }
 
@@ -155,6 +236,11 @@ pub(super) enum End {
     Left,
     #[error("{0}; closing the connection")]
     Refused(SessionError),
+    #[error("no thread to wait for the guest's memory: {0}; closing the connection")]
+    NoThread(#[from] io::Error),
+    /// In our own code: the port's end, as if it had been on the control thread.
+    #[error("{0}")]
+    Panicked(String),
     #[error("{0}; closing the connection")]
     Receive(#[from] ReceiveError),
     #[error("{0}; closing the connection")]

@@ -119,6 +119,13 @@ impl Source {
     }
 }
 
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Readiness {
+    pub(super) input: bool,
+    pub(super) output: bool,
+}
+
 /// What peers register with: readiness of descriptors, appearance of files.
 pub(super) struct Reactor {
     epoll: OwnedFd,
@@ -143,13 +150,11 @@ impl Reactor {
         Ok(epoll::add(&self.epoll, fd, source.data(), flags)?)
     }
 
-    /// Asks also for readiness to write, or no more.
-    pub(super) fn rearm(&self, fd: BorrowedFd<'_>, source: Source, output: bool) {
-        let flags = if output {
-            EventFlags::IN | EventFlags::OUT
-        } else {
-            EventFlags::IN
-        };
+    /// Asks for this from now on; of a hang-up a socket tells always.
+    pub(super) fn rearm(&self, fd: BorrowedFd<'_>, source: Source, readiness: Readiness) {
+        let mut flags = EventFlags::RDHUP;
+        flags.set(EventFlags::IN, readiness.input);
+        flags.set(EventFlags::OUT, readiness.output);
         // It was added: changing what to wait for cannot fail.
         let _ = epoll::modify(&self.epoll, fd, source.data(), flags);
     }
@@ -244,6 +249,15 @@ impl ControlThread {
             .collect();
         for id in broken {
             self.with(id, |peer, _| peer.rings_broke(now));
+        }
+        let away: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| p.is_away())
+            .map(Peer::id)
+            .collect();
+        for id in away {
+            self.with(id, |peer, reactor| peer.readable(reactor, now));
         }
     }
 

@@ -11,14 +11,17 @@ use log::Level;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
-use crate::memory::{InflightDesc, InflightQueue, MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
-use crate::vhost_user::{Device, Refusal, Request, Response, Transfer, VringAddr};
+use crate::memory::{
+    InflightDesc, InflightQueue, MemError, MemTable, Region, RegionDesc, Userfault, MAX_REGIONS,
+};
+use crate::vhost_user::{Device, Refusal, Regions, Request, Response, Transfer, VringAddr};
 use crate::virtio::features::{self, Features};
 
 use super::config_space::ConfigSpace;
 use super::device_state::{DeviceState, Moving, StateError};
 use super::in_flight::InFlight;
 use super::migration::Migration;
+use super::postcopy::{self, Postcopy};
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
@@ -54,6 +57,7 @@ pub(super) struct PortDevice {
     /// Regions that were added once more while they were there: QEMU adds each, and removes each, once per
     /// queue pair.
     added_again: Vec<RegionDesc>,
+    postcopy: Postcopy,
     vrings: Vec<Vring>,
     mtu: Option<u16>,
     mac: Option<[u8; 6]>,
@@ -74,6 +78,7 @@ impl PortDevice {
             status: None,
             memory: Arc::new(MemTable::default()),
             added_again: Vec::new(),
+            postcopy: Postcopy::default(),
             vrings: Vec::new(),
             mtu: None,
             mac: None,
@@ -126,14 +131,25 @@ impl PortDevice {
         std::mem::take(&mut self.notes)
     }
 
+    /// What a thread may sleep on that carries out a request now.
+    pub(super) fn missing_pages(&self) -> Option<&Arc<Userfault>> {
+        self.postcopy.missing_pages()
+    }
+
+    /// Not while the page may be missing: to ask for its node would be to wait for it.
     fn numa(&self) -> Option<i32> {
+        if self.postcopy.is_listening() {
+            return None;
+        }
         let ring = self.vrings.first()?.address.as_ref()?;
         self.memory.frontend(ring.desc, 1)?.numa_node()
     }
 
-    /// The guest's transmitqs that are started and disabled, with their kick descriptors.
+    /// The guest's transmitqs that are started and disabled, with their kick descriptors. None while their pages may be
+    /// missing: the control thread looks at these rings itself, and must not wait for a page.
     pub(super) fn idle_rings(&self) -> impl Iterator<Item = (u16, Option<Arc<OwnedFd>>)> + '_ {
-        let idle = |vring: &Vring| vring.running && !self.enabled(vring);
+        let complete = !self.postcopy.is_listening();
+        let idle = move |vring: &Vring| complete && vring.running && !self.enabled(vring);
         (0..)
             .zip(&self.vrings)
             .filter(move |(index, vring)| index % 2 == 1 && idle(vring))
@@ -306,23 +322,63 @@ impl PortDevice {
         Ok(Response::Done)
     }
 
+    /// Sets all memory. In post-copy it is told where that is, and waits.
+    fn replace_memory(&mut self, regions: Vec<(RegionDesc, OwnedFd)>) -> Result<Response, Refusal> {
+        let regions: Result<Vec<_>, _> = regions
+            .into_iter()
+            .map(|(desc, fd)| self.map_region(desc, fd))
+            .collect();
+        let regions = regions.map_err(refuse_memory)?;
+        let addresses = regions.iter().map(|r| postcopy::with_our_address(r)).collect();
+        let table = MemTable::new(regions).map_err(refuse_memory)?;
+        self.added_again.clear();
+        self.take_memory(table, Regions::Table(addresses))
+    }
+
+    /// Uses `table` from now on, or in post-copy when the front-end has acknowledged what it is answered.
+    fn take_memory(&mut self, table: MemTable, addresses: Regions) -> Result<Response, Refusal> {
+        if !self.postcopy.is_listening() {
+            return self.set_memory(table);
+        }
+        self.postcopy.propose(table);
+        Ok(Response::Regions(addresses))
+    }
+
+    fn acknowledged(&mut self) -> Result<Response, Refusal> {
+        match self.postcopy.acknowledged(&self.memory)? {
+            Some(table) => self.set_memory(table),
+            None => Ok(Response::Done),
+        }
+    }
+
+    fn map_region(&self, desc: RegionDesc, fd: OwnedFd) -> Result<Arc<Region>, MemError> {
+        let region = match self.postcopy.is_listening() {
+            true => Region::map_incomplete(desc, fd),
+            false => Region::map(desc, fd),
+        };
+        region.map(Arc::new)
+    }
+
     fn add_memory(&mut self, desc: RegionDesc, fd: OwnedFd) -> Result<Response, Refusal> {
-        if self
-            .memory
-            .regions()
-            .iter()
-            .any(|region| region.desc().is_same_memory(&desc))
-        {
+        let memory = self.postcopy.latest(&self.memory);
+        let known = |region: &&Arc<Region>| region.desc().is_same_memory(&desc);
+        if let Some(region) = memory.regions().iter().find(known) {
+            let address = postcopy::with_our_address(region);
             if self.added_again.len() >= MAX_REGIONS * usize::from(MAX_QUEUE_PAIRS) {
                 return Err(Refusal::new(
                     "memory region refused: added more often than there are queue pairs",
                 ));
             }
             self.added_again.push(desc);
-            return Ok(Response::Done);
+            return Ok(match self.postcopy.is_listening() {
+                true => Response::Regions(Regions::One(address)),
+                false => Response::Done,
+            });
         }
-        let region = map_region((desc, fd)).map_err(refuse_memory)?;
-        self.set_memory(self.memory.with_region(region).map_err(refuse_memory)?)
+        let region = self.map_region(desc, fd).map_err(refuse_memory)?;
+        let address = postcopy::with_our_address(&region);
+        let table = memory.with_region(region).map_err(refuse_memory)?;
+        self.take_memory(table, Regions::One(address))
     }
 
     fn remove_memory(&mut self, desc: &RegionDesc) -> Result<Response, Refusal> {
@@ -334,7 +390,12 @@ impl PortDevice {
             self.added_again.swap_remove(again);
             return Ok(Response::Done);
         }
-        self.set_memory(self.memory.without_region(desc).map_err(refuse_memory)?)
+        let retracted = self.postcopy.retract(desc);
+        match self.memory.without_region(desc) {
+            Ok(table) => self.set_memory(table),
+            Err(_) if retracted => Ok(Response::Done),
+            Err(error) => Err(refuse_memory(error)),
+        }
     }
 
     fn set_features(&mut self, features: Features) -> Result<Response, Refusal> {
@@ -481,12 +542,7 @@ impl Device for PortDevice {
             Request::SetOwner => Ok(Response::Done),
             Request::ResetOwner | Request::ResetDevice => Ok(self.reset()),
             Request::SetFeatures(bits) => self.set_features(Features(bits)),
-            Request::SetMemTable(regions) => {
-                let regions = regions.into_iter().map(map_region).collect::<Result<_, _>>();
-                let table = regions.and_then(MemTable::new).map_err(refuse_memory)?;
-                self.added_again.clear();
-                self.set_memory(table)
-            }
+            Request::SetMemTable(regions) => self.replace_memory(regions),
             Request::AddMemReg(desc, fd) => self.add_memory(desc, fd),
             Request::RemMemReg(desc) => self.remove_memory(&desc),
             Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
@@ -538,6 +594,10 @@ impl Device for PortDevice {
             } => self.set_config(offset, &bytes, migration),
             Request::SetDeviceStateFd(transfer, channel) => Ok(self.move_state(transfer, channel)),
             Request::CheckDeviceState => Ok(self.check_state()),
+            Request::PostcopyAdvise => self.postcopy.advise(),
+            Request::PostcopyListen => self.postcopy.listen(&self.memory),
+            Request::PostcopyAck => self.acknowledged(),
+            Request::PostcopyEnd => Ok(self.postcopy.end()),
             Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
         }
     }
@@ -546,6 +606,8 @@ impl Device for PortDevice {
 impl Drop for PortDevice {
     /// The connection is gone: so are its rings, and with the last of them its memory.
     fn drop(&mut self) {
+        // First, or a burst that sleeps would be waited for below.
+        self.postcopy.abandon();
         for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
             self.stop(index);
         }
@@ -565,10 +627,6 @@ fn eventfd(fd: OwnedFd) -> Result<OwnedFd, Refusal> {
         .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
         .map_err(|error| Refusal::new(format!("the eventfd cannot be made non-blocking: {error}")))?;
     Ok(fd)
-}
-
-fn map_region((desc, fd): (RegionDesc, OwnedFd)) -> Result<Arc<Region>, MemError> {
-    Ok(Arc::new(Region::map(desc, fd)?))
 }
 
 fn refuse_memory(error: MemError) -> Refusal {

@@ -11,6 +11,8 @@
 //! * `drain`: transmitqs that are started and disabled.
 //! * `announce`: tells bridges of a guest that came here.
 //! * `migration`: where its rings log what they write while the guest moves.
+//! * `postcopy`: what they do while a guest runs whose memory is still arriving.
+//! * `errand`: one of them carried out on a thread of its own, when it may have to wait for such memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
@@ -26,6 +28,7 @@ mod control_side;
 mod device;
 mod device_state;
 mod drain;
+mod errand;
 mod in_flight;
 mod journal;
 mod lifecycle;
@@ -36,6 +39,7 @@ mod offer;
 mod options;
 mod peer;
 mod poll_side;
+mod postcopy;
 mod shared;
 mod stats;
 mod tx_map;

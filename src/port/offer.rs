@@ -2,9 +2,10 @@
 //!
 //! A front-end may acknowledge by mask alone, so an offered bit is a promise.
 
-use super::options::Mode;
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::{self, Features};
+
+use super::options::Mode;
 
 /// What the operator switches on for every port (`other_config`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,15 +68,18 @@ pub fn features(mode: Mode, switches: Switches) -> Features {
 }
 
 /// The protocol feature bits of a port (GET_PROTOCOL_FEATURES); `mtu` if the operator asked for one.
-///
-/// Without one there is nothing in the configuration space that a front-end does not know, and QEMU, whose network devices
-/// keep a space of their own, warns at each connection of a back-end that offers one.
-pub fn protocol_features(_switches: Switches, mtu: bool) -> ProtocolFeatures {
-    let all = ProtocolFeatures::SUPPORTED;
-    match mtu {
-        true => all,
-        false => ProtocolFeatures(all.0 & !ProtocolFeatures::CONFIG.0),
+pub fn protocol_features(switches: Switches, mode: Mode, mtu: bool) -> ProtocolFeatures {
+    let mut offer = ProtocolFeatures::SUPPORTED;
+    // Without an MTU there is nothing in the configuration space that a front-end does not know, and QEMU, whose network
+    // devices keep a space of their own, warns at each connection of a back-end that offers one.
+    if !mtu {
+        offer = offer.without(ProtocolFeatures::CONFIG);
     }
+    // Poll threads may have to wait for a guest's memory then: the operator decides. Client ports only, as stock.
+    if !switches.postcopy || mode != Mode::Client {
+        offer = offer.without(ProtocolFeatures::PAGEFAULT);
+    }
+    offer
 }
 
 #[cfg(test)]

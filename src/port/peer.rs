@@ -176,9 +176,15 @@ impl Peer {
         }
     }
 
-    /// A poll thread broke a ring: says which and why, once, and tells the front-end.
+    /// A message of this front-end is being carried out elsewhere.
+    pub(super) fn is_away(&self) -> bool {
+        self.attachment.as_ref().is_some_and(Attachment::is_away)
+    }
+
+    /// A poll thread broke a ring: says which and why, once, and tells the front-end. Not while a message is being
+    /// carried out elsewhere, which may take the ring away, and keeps it: that is looked at when it is back.
     pub(super) fn rings_broke(&mut self, now: Instant) {
-        let Some(attachment) = &mut self.attachment else {
+        let Some(attachment) = self.attachment.as_mut().filter(|a| !a.is_away()) else {
             return;
         };
         for fault in attachment.new_faults(self.port.take_faults()) {
@@ -222,6 +228,7 @@ impl Peer {
             match self.exchange(reactor, now) {
                 Ok(true) => {}
                 Ok(false) => break,
+                Err(End::Panicked(panic)) => return self.port.poison(&panic),
                 Err(end) => {
                     vhost_config!(self, now, end.level(), "{end}");
                     return self.happened(Event::Lost, reactor, now);
@@ -235,10 +242,12 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return Ok(false);
         };
+        let was_away = attachment.is_away();
         let Some(heard) = attachment.exchange(now)? else {
             attachment.listen(reactor, self.port.id());
             return Ok(false);
         };
+        let is_back = was_away && !attachment.is_away();
         if let Some(note) = heard.settled {
             vhost_config!(self, now, Level::Info, "{note}");
         }
@@ -246,6 +255,9 @@ impl Peer {
             vhost_config!(self, now, Level::Warn, "{error}");
         }
         self.publish(reactor, now);
+        if is_back && self.port.has_faults() {
+            self.rings_broke(now);
+        }
         Ok(true)
     }
 
@@ -254,7 +266,11 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return;
         };
-        for (index, enabled) in attachment.device.take_toggled() {
+        attachment.settle_drains(reactor, now);
+        let Some(device) = attachment.device() else {
+            return;
+        };
+        for (index, enabled) in device.take_toggled() {
             let (path, queue) = (self.port.path(), index / 2);
             // As everywhere in Open vSwitch, rx is from the guest: the odd vrings.
             let direction = if index % 2 == 1 { "rx" } else { "tx" };
@@ -265,18 +281,14 @@ impl Peer {
                 format_args!("State of queue {queue} ( {direction}_qid {queue} ) of vhost device '{path}' changed to '{state}'"),
             );
         }
-        attachment.settle_drains(reactor, now);
-        let (up, notes) = (attachment.device.attached(), attachment.device.take_notes());
+        let (up, notes) = (device.attached(), device.take_notes());
         for (level, note) in notes {
             vhost_config!(self, now, level, "{note}");
         }
-        let Some(attachment) = &self.attachment else {
-            return;
-        };
         let was_up = self.life.state() == State::Running;
         if up {
-            let link = attachment.device.link();
-            let pairs = attachment.device.queue_pairs();
+            let link = device.link();
+            let pairs = device.queue_pairs();
             if !was_up {
                 vhost_config!(self, now, Level::Info, "virtio is now ready for processing.");
                 let (path, node) = (self.port.path(), link.numa.unwrap_or(0));
@@ -377,7 +389,7 @@ impl Peer {
             return;
         };
         attachment.unregister(reactor);
-        let was_up = attachment.device.attached();
+        let was_up = self.port.carrier();
         drop(attachment);
         if was_up {
             self.say_removed(now);

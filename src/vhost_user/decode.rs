@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
-use super::message::{Fields, Short, VringAddr, MAX_REGIONS};
+use super::message::{Fields, Short, VringAddr, MAX_REGIONS, U64_SIZE};
 use super::state::Transfer;
 use crate::memory::{FrontendAddr, GuestAddr, InflightDesc, RegionDesc};
 
@@ -132,6 +132,16 @@ pub enum Request {
     SetDeviceStateFd(Transfer, OwnedFd),
     /// Whether that went well. Answered with [`Response::U64`](super::Response): zero if so.
     CheckDeviceState,
+    /// A migration that may go on after the guest has begun to run here. Answered with
+    /// [`Response::Fd`](super::Response): a userfaultfd.
+    PostcopyAdvise,
+    /// From here on regions are answered with [`Response::Regions`](super::Response): the addresses they have here. They
+    /// may be used once these are acknowledged; their missing pages arrive while they are.
+    PostcopyListen,
+    /// The front-end has taken note of such addresses.
+    PostcopyAck,
+    /// All pages are there. Answered with [`Response::U64`](super::Response).
+    PostcopyEnd,
 }
 
 /// A request that the session answers out of its own state.
@@ -209,6 +219,9 @@ pub enum Malformed {
         /// Where it begins in the file.
         offset: u64,
     },
+    /// The front-end could not take note of the addresses that its memory has here.
+    #[error("acknowledges with {0:#x}, expected 0")]
+    Acknowledgement(u64),
     /// An MTU that Ethernet does not have.
     #[error("MTU {0}, expected 68 to 65535")]
     Mtu(u64),
@@ -280,6 +293,11 @@ pub(super) fn device(request: Request) -> Result<Decoded, Malformed> {
 }
 
 impl Parts<'_> {
+    /// Whether a request about memory is the front-end's acknowledgement and no region.
+    fn is_acknowledgement(&self) -> bool {
+        self.fields.left() == U64_SIZE
+    }
+
     /// A vring index in range, from a number that is not masked or cut first.
     fn index(&self, index: u64) -> Result<u16, Malformed> {
         match u16::try_from(index) {
@@ -341,7 +359,18 @@ pub(super) fn set_protocol_features(mut parts: Parts<'_>) -> Result<Decoded, Mal
     own(Own::SetProtocolFeatures(parts.fields.u64()?))
 }
 
+/// What is not zero is no acknowledgement.
+pub(super) fn postcopy_ack(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    match parts.fields.u64()? {
+        0 => device(Request::PostcopyAck),
+        other => Err(Malformed::Acknowledgement(other)),
+    }
+}
+
 pub(super) fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _count_and_padding = parts.fields.u64()?;
     let fds = std::mem::take(&mut parts.fds);
     let regions: Result<Vec<_>, Malformed> = fds
@@ -352,12 +381,18 @@ pub(super) fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> 
 }
 
 pub(super) fn add_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _padding = parts.fields.u64()?;
     let desc = parts.mappable_region()?;
     device(Request::AddMemReg(desc, parts.fd()?))
 }
 
 pub(super) fn rem_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _padding = parts.fields.u64()?;
     device(Request::RemMemReg(parts.region()?))
 }

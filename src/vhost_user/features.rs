@@ -44,6 +44,8 @@ impl ProtocolFeatures {
     pub const REPLY_ACK: ProtocolFeatures = ProtocolFeatures(1 << 3);
     /// NET_SET_MTU.
     pub const NET_MTU: ProtocolFeatures = ProtocolFeatures(1 << 4);
+    /// POSTCOPY_ADVISE, POSTCOPY_LISTEN, POSTCOPY_END.
+    pub const PAGEFAULT: ProtocolFeatures = ProtocolFeatures(1 << 8);
     /// GET_CONFIG and SET_CONFIG.
     pub const CONFIG: ProtocolFeatures = ProtocolFeatures(1 << 9);
     /// GET_INFLIGHT_FD and SET_INFLIGHT_FD.
@@ -66,6 +68,7 @@ impl ProtocolFeatures {
             | Self::RARP.0
             | Self::REPLY_ACK.0
             | Self::NET_MTU.0
+            | Self::PAGEFAULT.0
             | Self::CONFIG.0
             | Self::INFLIGHT_SHMFD.0
             | Self::RESET_DEVICE.0
@@ -74,6 +77,12 @@ impl ProtocolFeatures {
             | Self::DEVICE_STATE.0
             | Self::GET_VRING_BASE_INFLIGHT.0,
     );
+
+    /// This set without the bits of `other`.
+    #[must_use]
+    pub const fn without(self, other: ProtocolFeatures) -> ProtocolFeatures {
+        ProtocolFeatures(self.0 & !other.0)
+    }
 
     /// Whether every bit of `other` is in this set.
     pub fn contains(self, other: ProtocolFeatures) -> bool {
@@ -112,6 +121,7 @@ mod tests {
             (ProtocolFeatures::RARP, "RARP"),
             (ProtocolFeatures::REPLY_ACK, "REPLY_ACK"),
             (ProtocolFeatures::NET_MTU, "NET_MTU"),
+            (ProtocolFeatures::PAGEFAULT, "PAGEFAULT"),
             (ProtocolFeatures::CONFIG, "CONFIG"),
             (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
             (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),

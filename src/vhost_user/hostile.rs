@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::message::{Flags, Header, HEADER_SIZE};
-use super::requests::{Answer, TABLE};
+use super::requests::TABLE;
 use super::session::{Next, Session};
 use super::socket::{Connection, Received};
 use super::testing::{mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
@@ -189,7 +189,19 @@ fn each_message_of_the_attack_corpus_closes_the_connection() {
         ("SET_MEM_TABLE short of a descriptor", 5, mem_table(8), 7),
         ("SET_MEM_TABLE with 9 descriptors", 5, mem_table(8), 9),
         ("SET_BACKEND_REQ_FD, not offered", 21, vec![], 1),
-        ("POSTCOPY_ADVISE, not offered", 28, vec![], 0),
+        ("POSTCOPY_ADVISE with a descriptor of its own", 28, vec![], 1),
+        (
+            "a region that is acknowledged with an error",
+            37,
+            numbers(&[1]),
+            0,
+        ),
+        (
+            "an acknowledgement with a region's descriptor",
+            37,
+            numbers(&[0]),
+            1,
+        ),
         (
             "SET_VRING_KICK says none and brings one",
             12,
@@ -328,7 +340,7 @@ fn a_peer_that_sends_a_byte_at_a_time_is_served_all_the_same() {
         }
         backend.run();
         assert_eq!((backend.closed, backend.refused), (false, 0), "{}", row.name);
-        if rule.answer != Answer::Ack {
+        if !rule.answer.is_acknowledgement() {
             let mut header = [0; HEADER_SIZE];
             peer.read_exact(&mut header).expect("a reply");
             let header = Header::decode(header);

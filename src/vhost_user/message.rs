@@ -237,6 +237,32 @@ pub(super) fn reply(request: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The payload of a memory regions description, or of a single region's: each is as long as what asked for it.
+pub(super) fn encode_regions(regions: &Regions) -> Vec<u8> {
+    let (header, regions) = match regions {
+        Regions::One(region) => ([0, 0], std::slice::from_ref(region)),
+        Regions::Table(regions) => (
+            [u32::try_from(regions.len()).unwrap_or(u32::MAX), 0],
+            &regions[..],
+        ),
+    };
+    let mut payload: Vec<u8> = header.iter().flat_map(|number| number.to_ne_bytes()).collect();
+    for desc in regions {
+        let fields = [desc.guest.0, desc.size, desc.frontend.0, desc.mmap_offset];
+        payload.extend(fields.iter().flat_map(|number| number.to_ne_bytes()));
+    }
+    payload
+}
+
+/// Regions in an answer, with the addresses they have in the back-end in place of the front-end's.
+#[derive(Debug)]
+pub enum Regions {
+    /// What ADD_MEM_REG added.
+    One(RegionDesc),
+    /// What SET_MEM_TABLE set, in its order.
+    Table(Vec<RegionDesc>),
+}
+
 /// The payload of a vring state description.
 pub(super) fn encode_vring_state(index: u32, num: u32) -> [u8; 8] {
     let [i0, i1, i2, i3] = index.to_ne_bytes();
@@ -262,6 +288,11 @@ impl<'a> Fields<'a> {
     /// All bytes that are left.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
+    }
+
+    /// Bytes not read yet.
+    pub fn left(&self) -> usize {
+        self.0.len()
     }
 
     /// The next `N` bytes.

@@ -22,7 +22,7 @@ mod walk;
 
 pub use decode::{Malformed, Request};
 pub use features::ProtocolFeatures;
-pub use message::{Defect, Header, Message, VringAddr};
+pub use message::{Defect, Header, Message, Regions, VringAddr};
 pub use session::{Device, Next, Offer, Outcome, Refusal, Response, Session, SessionError};
 pub use socket::{Connection, ReceiveError, Received, SendError, MAX_OUTPUT};
 pub use state::Transfer;

@@ -22,13 +22,19 @@ use super::state::TRANSFER_SIZE;
 pub enum PayloadRule {
     /// Exactly so many bytes.
     Exact(usize),
-    /// A memory regions description, exactly as long as its region count says.
+    /// A memory regions description, exactly as long as its region count says; or [`POSTCOPY_ACK`].
     MemTable,
     /// An in-flight description, padded as C has it or not.
     Inflight,
     /// A part of the configuration space, exactly as long as it says.
     Config,
+    /// A single memory region description; or [`POSTCOPY_ACK`].
+    Region,
 }
+
+/// What a front-end sends, under the number of the request it is about, when it has taken note of the addresses that
+/// its regions have here (post-copy only): a 64-bit zero.
+pub const POSTCOPY_ACK: [u8; U64_SIZE] = [0; U64_SIZE];
 
 impl PayloadRule {
     fn check(self, payload: &[u8]) -> Result<(), Malformed> {
@@ -38,6 +44,8 @@ impl PayloadRule {
             PayloadRule::Inflight => PADDED_INFLIGHT_SIZE,
             PayloadRule::Config if payload.len() < CONFIG_HEADER_SIZE => CONFIG_HEADER_SIZE,
             PayloadRule::Config => config_space::payload_size(payload)?,
+            PayloadRule::MemTable | PayloadRule::Region if payload == POSTCOPY_ACK => U64_SIZE,
+            PayloadRule::Region => SINGLE_REGION_SIZE,
             PayloadRule::MemTable if payload.len() < MEM_TABLE_HEADER_SIZE => MEM_TABLE_HEADER_SIZE,
             PayloadRule::MemTable => MEM_TABLE_HEADER_SIZE + region_count(payload)? * REGION_SIZE,
         };
@@ -72,11 +80,13 @@ pub enum FdRule {
     None,
     /// Exactly one.
     One,
+    /// One for a region; none for an acknowledgement.
+    Region,
     /// None, or one that is closed unused (REM_MEM_REG, for front-ends that send it wrongly).
     Ignored,
     /// One, unless bit 8 of the payload says that there is none.
     Vring,
-    /// One for each region of the memory table.
+    /// One for each region of the memory table; none for an acknowledgement.
     PerRegion,
 }
 
@@ -85,10 +95,12 @@ impl FdRule {
     fn check(self, payload: &[u8], got: usize) -> Result<(), Malformed> {
         let (min, max) = match self {
             FdRule::None => (0, 0),
-            FdRule::One => (1, 1),
             FdRule::Ignored => (0, 1),
             FdRule::Vring if Fields::new(payload).u64()? & VRING_NOFD != 0 => (0, 0),
             FdRule::Vring => (1, 1),
+            FdRule::One => (1, 1),
+            FdRule::PerRegion | FdRule::Region if payload == POSTCOPY_ACK => (0, 0),
+            FdRule::Region => (1, 1),
             FdRule::PerRegion => region_count(payload).map(|count| (count, count))?,
         };
         match (min..=max).contains(&got) {
@@ -126,6 +138,17 @@ pub enum Answer {
     /// Always the payload it came with. The specification says that SET_LOG_BASE is answered, and not with what: QEMU
     /// takes anything, rust-vmm's front-end a log description.
     Echo,
+    /// As `Ack`; while post-copy listens, the same regions with the addresses they have here.
+    AckOrRegions,
+    /// Nothing, and a file descriptor with it.
+    Fd,
+}
+
+impl Answer {
+    /// Whether success need not be told, so that a failure can be told in its place.
+    pub fn is_acknowledgement(self) -> bool {
+        matches!(self, Answer::Ack | Answer::AckOrRegions)
+    }
 }
 
 /// The rules of a request that this version handles.
@@ -212,7 +235,7 @@ const TRANSFER: PayloadRule = PayloadRule::Exact(TRANSFER_SIZE);
 const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
 const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
 const LOG: PayloadRule = PayloadRule::Exact(LOG_SIZE);
-const REGION: PayloadRule = PayloadRule::Exact(SINGLE_REGION_SIZE);
+const PAGEFAULT: Gate = Gate::Negotiated(ProtocolFeatures::PAGEFAULT);
 const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
 const SHMFD: Gate = Gate::Negotiated(ProtocolFeatures::LOG_SHMFD);
 const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
@@ -231,17 +254,18 @@ pub static TABLE: [Row; 45] = {
     use super::inflight::{get_inflight_fd, set_inflight_fd};
     use super::state::set_device_state_fd;
     use decode::*;
-    use Answer::{Ack, Echo, VringState, U64};
+    use Answer::{Ack, AckOrRegions, Echo, Fd, VringState, U64};
     use FdRule::{Ignored, None, One, PerRegion, Vring};
     use Gate::{Open, ProtocolFeatures as PF};
-    use PayloadRule::{Config, Inflight, MemTable};
+    use PayloadRule::{Config, Inflight, MemTable, Region};
     [
-    off( 0, "VHOST_USER_NONE"),
+    // QEMU's acknowledgement when it found no region to speak of: it forgets to say what it is about.
+    on(  0, "VHOST_USER_NONE",                  NUMBER,   None,      PAGEFAULT, Ack, postcopy_ack),
     on(  1, "VHOST_USER_GET_FEATURES",          EMPTY,    None,      Open,    U64, |_| own(Own::GetFeatures)),
     on(  2, "VHOST_USER_SET_FEATURES",          NUMBER,   None,      Open,    Ack, set_features),
     on(  3, "VHOST_USER_SET_OWNER",             EMPTY,    None,      Open,    Ack, |_| device(Request::SetOwner)),
     on(  4, "VHOST_USER_RESET_OWNER",           EMPTY,    None,      Open,    Ack, |_| device(Request::ResetOwner)),
-    on(  5, "VHOST_USER_SET_MEM_TABLE",         MemTable, PerRegion, Open,    Ack, set_mem_table),
+    on(  5, "VHOST_USER_SET_MEM_TABLE",         MemTable, PerRegion, Open,    AckOrRegions, set_mem_table),
     on(  6, "VHOST_USER_SET_LOG_BASE",          LOG,      One,       SHMFD,   Echo, set_log_base),
     on(  7, "VHOST_USER_SET_LOG_FD",            EMPTY,    One,       Open,    Ack, set_log_fd),
     on(  8, "VHOST_USER_SET_VRING_NUM",         STATE,    None,      Open,    Ack, set_vring_num),
@@ -264,17 +288,17 @@ pub static TABLE: [Row; 45] = {
     on( 25, "VHOST_USER_SET_CONFIG",            Config,   None,      CONFIG,  Ack, set_config),
     off(26, "VHOST_USER_CREATE_CRYPTO_SESSION"),
     off(27, "VHOST_USER_CLOSE_CRYPTO_SESSION"),
-    off(28, "VHOST_USER_POSTCOPY_ADVISE"),
-    off(29, "VHOST_USER_POSTCOPY_LISTEN"),
-    off(30, "VHOST_USER_POSTCOPY_END"),
+    on( 28, "VHOST_USER_POSTCOPY_ADVISE",       EMPTY,    None,      PAGEFAULT, Fd,  |_| device(Request::PostcopyAdvise)),
+    on( 29, "VHOST_USER_POSTCOPY_LISTEN",       EMPTY,    None,      PAGEFAULT, Ack, |_| device(Request::PostcopyListen)),
+    on( 30, "VHOST_USER_POSTCOPY_END",          EMPTY,    None,      PAGEFAULT, U64, |_| device(Request::PostcopyEnd)),
     on( 31, "VHOST_USER_GET_INFLIGHT_FD",       Inflight, None,      INFLIGHT, Answer::Inflight, get_inflight_fd),
     on( 32, "VHOST_USER_SET_INFLIGHT_FD",       Inflight, One,       INFLIGHT, Ack, set_inflight_fd),
     off(33, "VHOST_USER_GPU_SET_SOCKET"),
     on( 34, "VHOST_USER_RESET_DEVICE",          EMPTY,    None,      RESET,   Ack, |_| device(Request::ResetDevice)),
     off(35, "VHOST_USER_VRING_KICK"),
     on( 36, "VHOST_USER_GET_MAX_MEM_SLOTS",     EMPTY,    None,      SLOTS,   U64, |_| own(Own::GetMaxMemSlots)),
-    on( 37, "VHOST_USER_ADD_MEM_REG",           REGION,   One,       SLOTS,   Ack, add_mem_reg),
-    on( 38, "VHOST_USER_REM_MEM_REG",           REGION,   Ignored,   SLOTS,   Ack, rem_mem_reg),
+    on( 37, "VHOST_USER_ADD_MEM_REG",           Region,   FdRule::Region, SLOTS, AckOrRegions, add_mem_reg),
+    on( 38, "VHOST_USER_REM_MEM_REG",           Region,   Ignored,   SLOTS,   Ack, rem_mem_reg),
     on( 39, "VHOST_USER_SET_STATUS",            NUMBER,   None,      STATUS,  Ack, set_status),
     on( 40, "VHOST_USER_GET_STATUS",            EMPTY,    None,      STATUS,  U64, |_| device(Request::GetStatus)),
     off(41, "VHOST_USER_GET_SHARED_OBJECT"),
@@ -318,9 +342,9 @@ mod tests {
     #[test]
     fn this_version_handles_these_requests_and_no_others() {
         let ids: Vec<u32> = handled().map(|(row, _)| row.id).collect();
-        let expected: Vec<u32> = (1..=20)
+        let expected: Vec<u32> = (0..=20)
             .chain(24..=25)
-            .chain(31..=32)
+            .chain(28..=32)
             .chain([34])
             .chain(36..=40)
             .chain(42..=43)

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::decode::{Decoded, Malformed, Own, Request};
 use super::features::ProtocolFeatures;
-use super::message::{self, Defect, FlagsError, Header, Message};
+use super::message::{self, Defect, FlagsError, Header, Message, Regions};
 use super::requests::{self, Answer, Gate, Rule};
 use super::{config_space, inflight};
 use crate::memory::InflightDesc;
@@ -72,6 +72,10 @@ pub enum Response {
         /// As many bytes as were asked for.
         bytes: Vec<u8>,
     },
+    /// Where regions are mapped here.
+    Regions(Regions),
+    /// A file descriptor.
+    Fd(OwnedFd),
 }
 
 /// Why a device refuses a request, in words: what and why, with the values.
@@ -315,7 +319,11 @@ impl Session {
             .handle(request)
             .map_err(|refusal| SessionError::Refused { name, refusal })?;
         match (rule.answer, response) {
-            (Answer::Ack | Answer::Echo, Response::Done) => Ok(Success::Done),
+            (Answer::Ack | Answer::AckOrRegions | Answer::Echo, Response::Done) => Ok(Success::Done),
+            (Answer::AckOrRegions, Response::Regions(regions)) => {
+                Ok(Success::Payload(message::encode_regions(&regions), None))
+            }
+            (Answer::Fd, Response::Fd(fd)) => Ok(Success::Payload(Vec::new(), Some(fd))),
             (Answer::U64, Response::U64(number)) => Ok(Success::number(number)),
             (Answer::VringState, Response::VringState { index, num }) => {
                 let payload = message::encode_vring_state(index.into(), num);
@@ -354,7 +362,7 @@ impl Session {
         // Where a front-end waits for an answer of another shape, "no" would be misread: closing says it.
         let waits_for_other = requests::row(header.request)
             .and_then(|row| row.rule.as_ref())
-            .is_some_and(|rule| rule.answer != Answer::Ack);
+            .is_some_and(|rule| !rule.answer.is_acknowledgement());
         let reply = match error {
             SessionError::Flags { .. } => None, // what the other bits ask for is not to be trusted
             _ if waits_for_other => None,
@@ -393,6 +401,7 @@ mod tests {
     use super::super::message::Flags;
     use super::super::testing::{id, message, numbers, sample, state, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
     use super::*;
+    use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
 
     /// A session, a device and the descriptors they are sent.
     struct Bench {
@@ -458,13 +467,17 @@ mod tests {
             assert_eq!((plain.error, plain.next), (None, Next::Continue), "{name}");
             assert_eq!((asked.error, asked.next), (None, Next::Continue), "{name}");
             match rule.answer {
-                Answer::Ack => assert_eq!((plain.reply, asked.reply), (None, reply(id, 0)), "{name}"),
+                Answer::Ack | Answer::AckOrRegions => {
+                    assert_eq!((plain.reply, asked.reply), (None, reply(id, 0)), "{name}");
+                }
                 // need_reply changes nothing where a reply comes anyway
                 _ => {
                     assert!(plain.reply.is_some(), "{name}");
                     assert_eq!(plain.reply, asked.reply, "{name}");
                 }
             }
+            let with_fd = matches!(rule.answer, Answer::Fd | Answer::Inflight);
+            assert_eq!(plain.fd.is_some(), with_fd, "{name}");
         }
     }
 
@@ -484,6 +497,73 @@ mod tests {
             );
         }
         assert!(bench.device.seen.is_empty());
+    }
+
+    #[test]
+    fn regions_are_answered_with_our_addresses_in_a_payload_as_long_as_the_request() {
+        const OURS: u64 = 0x7fff_1234_5000;
+        fn region(guest: u64) -> RegionDesc {
+            RegionDesc {
+                guest: GuestAddr(guest),
+                size: 0x1000,
+                frontend: FrontendAddr(OURS),
+                mmap_offset: 7,
+            }
+        }
+        let mut bench = Bench::negotiated("regions");
+        // Not in the order of addresses: in that of the request.
+        bench.device.answers = Some(|| Response::Regions(Regions::Table(vec![region(9), region(0)])));
+        let bytes = bench.send_sample(5, PLAIN).reply.expect("a reply");
+        assert_eq!(bytes[..12], [5_u32, 5, 72].map(u32::to_ne_bytes).concat());
+        let fields = [2, 9, 0x1000, OURS, 7, 0, 0x1000, OURS, 7];
+        assert_eq!(bytes[12..], numbers(&fields));
+
+        bench.device.answers = Some(|| Response::Regions(Regions::One(region(9))));
+        let bytes = bench.send_sample(37, PLAIN).reply.expect("a reply");
+        assert_eq!(bytes[..12], [37_u32, 5, 40].map(u32::to_ne_bytes).concat());
+        assert_eq!(bytes[12..], numbers(&[0, 9, 0x1000, OURS, 7]));
+    }
+
+    #[test]
+    fn a_userfaultfd_comes_with_an_empty_reply() {
+        let mut bench = Bench::negotiated("userfault");
+        let outcome = bench.send("POSTCOPY_ADVISE", PLAIN, vec![], 0);
+        // What QEMU insists on: no payload, one descriptor.
+        assert_eq!(outcome.reply, Some([28, 5, 0].map(u32::to_ne_bytes).concat()));
+        assert!(outcome.fd.is_some());
+        bench.device.refuses = true;
+        let outcome = bench.send("POSTCOPY_ADVISE", PLAIN, vec![], 0);
+        assert_eq!((outcome.reply, outcome.next), (None, Next::Close));
+        assert!(outcome.fd.is_none());
+    }
+
+    #[test]
+    fn a_zero_in_place_of_memory_is_an_acknowledgement_and_is_not_answered() {
+        for name in ["NONE", "SET_MEM_TABLE", "ADD_MEM_REG", "REM_MEM_REG"] {
+            let mut bench = Bench::negotiated("ack");
+            let outcome = bench.send(name, PLAIN, numbers(&[0]), 0);
+            assert_eq!((outcome.error, outcome.reply), (None, None), "{name}");
+            assert!(
+                matches!(bench.device.seen.as_slice(), [Request::PostcopyAck]),
+                "{name}"
+            );
+            for (payload, fds) in [
+                (numbers(&[1]), 0),
+                (numbers(&[1 << 32]), 0),
+                (vec![0; 4], 0),
+                (vec![0; 8], 2),
+            ] {
+                let mut bench = Bench::negotiated("no-ack");
+                let outcome = bench.send(name, PLAIN, payload.clone(), fds);
+                assert!(
+                    matches!(outcome.error, Some(SessionError::Malformed { .. })),
+                    "{name} {payload:?} {fds}"
+                );
+                assert_eq!(outcome.next, Next::Close, "{name}");
+                assert!(bench.device.seen.is_empty(), "{name}");
+                assert_eq!(bench.probe.leaked(), 0, "{name}");
+            }
+        }
     }
 
     #[test]
@@ -646,7 +726,7 @@ mod tests {
                 let Some(error) = outcome.error else { continue }; // the session's own
                 assert_eq!(error.to_string(), format!("{name}: not today"));
                 let expected = match (rule.answer, flags.need_reply()) {
-                    (Answer::Ack, true) => (reply(id, 1), Next::Continue),
+                    (answer, true) if answer.is_acknowledgement() => (reply(id, 1), Next::Continue),
                     // A number that means "no" cannot be told from one that means something.
                     _ => (None, Next::Close),
                 };
@@ -689,7 +769,7 @@ mod tests {
             let (payload, fds) = sample(id);
             let message = message(id, NEED_REPLY, [payload, vec![0]].concat(), bench.probe.fds(fds));
             let outcome = bench.session.handle(message, &mut bench.device);
-            let answer = if rule.answer == Answer::Ack {
+            let answer = if rule.answer.is_acknowledgement() {
                 reply(id, 1)
             } else {
                 None

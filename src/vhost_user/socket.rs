@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use memoffset::offset_of;
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
 use super::message::{Defect, Fields, Header, Message, Short, HEADER_SIZE, MAX_FDS, MAX_PAYLOAD};
@@ -175,6 +176,14 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Whether the peer has hung up, perhaps behind messages that were not received yet.
+    pub fn is_hung_up(&self) -> bool {
+        let mut poll = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let told = event::poll(&mut poll, Some(&Timespec::default()));
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        told.is_ok() && poll.iter().any(|poll| poll.revents().intersects(gone))
     }
 
     /// Whether something is kept that the socket did not take yet.

@@ -74,6 +74,7 @@ pub(super) fn mem_table(count: u32) -> Vec<u8> {
 /// A well-formed payload of a request, and how many descriptors go with it.
 pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
     match id {
+        0 => (numbers(&[0]), 0),
         2 => (numbers(&[0x1_4000_0000]), 0),
         5 => (mem_table(2), 2),
         6 => (numbers(&[0x1000, 0]), 1),
@@ -90,8 +91,8 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
         31 => (inflight(2, 256), 0),
         32 => (inflight(2, 256), 1),
         42 => (state(0, 0), 1),
-        37 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
-        38 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
+        37 => (numbers(&[1, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
+        38 => (numbers(&[1, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
         39 => (numbers(&[0xf]), 0),
         _ => (Vec::new(), 0),
     }
@@ -150,6 +151,8 @@ impl Device for Fake {
             },
             Request::SetDeviceStateFd(..) => Response::U64(0x100),
             Request::CheckDeviceState => Response::U64(0),
+            Request::PostcopyAdvise => Response::Fd(Probe::new("userfault").fd()),
+            Request::PostcopyEnd => Response::U64(0),
             _ => Response::Done,
         };
         self.seen.push(request);

@@ -4,7 +4,7 @@
 //! REPLY_ACK) and waits for no other, then the end of the connection; the device never hears of it, and no descriptor stays open.
 
 use super::message::{Flags, Header, MAX_FDS, MAX_PAYLOAD};
-use super::requests::{row, Answer, FdRule, Gate, Rule, TABLE};
+use super::requests::{row, FdRule, Gate, Rule, TABLE};
 use super::session::{Next, Outcome, Session, SessionError};
 use super::testing::{id, message, numbers, sample, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
 use super::ProtocolFeatures;
@@ -61,7 +61,7 @@ fn refused_every_way(probe: &Probe, features: ProtocolFeatures, id: u32, body: (
     let acks = features.contains(ProtocolFeatures::REPLY_ACK);
     let waits_for_other = row(id)
         .and_then(|row| row.rule.as_ref())
-        .is_some_and(|rule| rule.answer != Answer::Ack);
+        .is_some_and(|rule| !rule.answer.is_acknowledgement());
     let answer = (acks && !waits_for_other).then(|| no(id));
     assert_refused(&visit(probe, features, id, PLAIN, body), None, what);
     assert_refused(&visit(probe, features, id, NEED_REPLY, body), answer, what);
