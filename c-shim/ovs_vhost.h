@@ -68,6 +68,7 @@ struct ovsv_config {
     bool tso;                   /* other_config:userspace-tso-enable. */
     bool iommu;                 /* other_config:vhost-iommu-support. */
     bool postcopy;              /* other_config:vhost-postcopy-support. */
+    bool memory_locked;         /* ovs-vswitchd runs with --mlockall. */
 };
 
 /* One option of an interface. */

@@ -19,7 +19,7 @@ use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
 use crate::datapath::{Queue, RxSlot};
 use crate::panics;
-use crate::port::{Environment, Port, Switches};
+use crate::port::{postcopy_support, Environment, Port, Switches};
 
 /// The table for the shim. A row of another type than the header's does not compile.
 static ENTRIES: ovsv_entries = ovsv_entries {
@@ -92,7 +92,7 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
         let switches = Switches {
             tso: config.tso,
             iommu: config.iommu,
-            postcopy: config.postcopy,
+            postcopy: postcopy_support(config.postcopy, config.memory_locked),
         };
         // SAFETY: C gives a terminated string, valid during the call.
         let rundir = unsafe { convert::path(config.rundir) };
@@ -106,18 +106,14 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
     })
 }
 
-/// The stock lines on two switches, and the truth where a switch is on.
+/// The stock line on a switch, and the truth where it is on.
 fn refuse_unsupported(config: &ovsv_config) {
-    let switches = [
-        ("IOMMU", "vhost-iommu-support", config.iommu),
-        ("POSTCOPY", "vhost-postcopy-support", config.postcopy),
-    ];
-    for (name, key, on) in switches {
-        if on {
-            ::log::warn!("other_config:{key}=true: these vhost-user ports have no such support yet");
-        }
-        ::log::info!("{name} support for vhost-user-client disabled.");
+    if config.iommu {
+        ::log::warn!(
+            "other_config:vhost-iommu-support=true: these vhost-user ports have no such support yet"
+        );
     }
+    ::log::info!("IOMMU support for vhost-user-client disabled.");
 }
 
 unsafe extern "C" fn port_create(

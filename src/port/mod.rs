@@ -48,6 +48,7 @@ mod watch;
 pub use listener::ListenError;
 pub use offer::{features, protocol_features, Switches};
 pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};
+pub use postcopy::postcopy_support;
 pub use shared::{Environment, Host, Port, PortError, Topology};
 pub use stats::Stats;
 

@@ -7,8 +7,30 @@
 
 use std::sync::Arc;
 
-use crate::memory::{MemTable, Region, RegionDesc, Userfault};
+use crate::memory::{FrontendAddr, MemTable, Region, RegionDesc, Userfault, UserfaultError};
 use crate::vhost_user::{Refusal, Response};
+
+/// Whether client ports offer post-copy, for an operator who wants it (`other_config:vhost-postcopy-support`) in a
+/// process whose memory is locked or not (`--mlockall`). Says so in the stock ports' words.
+pub fn postcopy_support(wanted: bool, memory_locked: bool) -> bool {
+    let obstacle = wanted.then(|| obstacle(memory_locked, Userfault::open)).flatten();
+    if let Some(obstacle) = &obstacle {
+        log::warn!("{obstacle}");
+    }
+    let enabled = wanted && obstacle.is_none();
+    let state = if enabled { "enabled" } else { "disabled" };
+    log::info!("POSTCOPY support for vhost-user-client {state}.");
+    enabled
+}
+
+/// What keeps post-copy from working here. Locked memory is all there at once: nobody ever misses a page of it.
+fn obstacle(memory_locked: bool, open: impl Fn() -> Result<Userfault, UserfaultError>) -> Option<String> {
+    if memory_locked {
+        return Some("vhost-postcopy-support and mlockall are not compatible.".to_owned());
+    }
+    let error = open().err()?;
+    Some(format!("vhost-postcopy-support: {error}"))
+}
 
 /// How far a front-end has got with it.
 #[derive(Default)]
@@ -108,7 +130,34 @@ impl Postcopy {
 /// The region as the front-end described it, but for the address, which is ours.
 pub(super) fn with_our_address(region: &Region) -> RegionDesc {
     RegionDesc {
-        frontend: crate::memory::FrontendAddr(region.base()),
+        frontend: FrontendAddr(region.base()),
         ..*region.desc()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locked_memory_and_a_missing_userfaultfd_each_keep_post_copy_off_and_say_why() {
+        let refused = || {
+            let error = std::io::Error::from_raw_os_error(libc::EPERM);
+            Err(UserfaultError::Unavailable(error))
+        };
+        // Tools look for the stock line.
+        let locked = obstacle(true, refused);
+        assert_eq!(
+            locked.as_deref(),
+            Some("vhost-postcopy-support and mlockall are not compatible.")
+        );
+        let text = obstacle(false, refused).expect("an obstacle");
+        assert!(
+            text.starts_with("vhost-postcopy-support: userfaultfd") && text.contains("CAP_SYS_PTRACE"),
+            "{text}"
+        );
+        assert_eq!(obstacle(false, Userfault::open), None);
+        assert!(postcopy_support(true, false));
+        assert!(!postcopy_support(false, false) && !postcopy_support(true, true));
     }
 }
