@@ -68,7 +68,7 @@ fn the_table_of_requests_says_what_is_handled_and_what_it_needs() {
 #[test]
 fn the_table_of_protocol_features_says_what_is_offered() {
     let document = table("Protocol features");
-    let offered = protocol_features(Switches::default(), Mode::Client, false);
+    let offered = protocol_features(Mode::Client, Switches::default(), false);
     let mut wrong = Vec::new();
     for (bit, cells) in document.iter().enumerate() {
         let feature = ProtocolFeatures(1 << bit);

@@ -61,8 +61,8 @@ impl Attachment {
         let offer = Offer {
             features: offer::features(port.mode, port.switches).0,
             protocol_features: offer::protocol_features(
-                port.switches,
                 port.mode(),
+                port.switches,
                 port.mtu_requested.load(Ordering::Relaxed),
             )
             .0,

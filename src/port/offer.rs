@@ -68,7 +68,7 @@ pub fn features(mode: Mode, switches: Switches) -> Features {
 }
 
 /// The protocol feature bits of a port (GET_PROTOCOL_FEATURES); `mtu` if the operator asked for one.
-pub fn protocol_features(switches: Switches, mode: Mode, mtu: bool) -> ProtocolFeatures {
+pub fn protocol_features(mode: Mode, switches: Switches, mtu: bool) -> ProtocolFeatures {
     let mut offer = ProtocolFeatures::SUPPORTED;
     // Without an MTU there is nothing in the configuration space that a front-end does not know, and QEMU, whose network
     // devices keep a space of their own, warns at each connection of a back-end that offers one.
