@@ -54,6 +54,8 @@ impl Noise {
 trait DeviceArea: Virtqueue {
     /// Its bytes.
     fn bytes(size: u16) -> u64;
+    /// The guest addresses of what bursts write of the ring.
+    fn written(&self) -> Range<u64>;
     /// What a burst writes of it, where the driver has taken back all that is used.
     fn burst_writes(size: u16) -> Range<u64>;
     /// What starting a ring writes of it.
@@ -63,6 +65,10 @@ trait DeviceArea: Virtqueue {
 impl DeviceArea for Driver {
     fn bytes(size: u16) -> u64 {
         6 + 8 * u64::from(size)
+    }
+    fn written(&self) -> Range<u64> {
+        let used = self.config(0).device.0 - FRONTEND_OFFSET;
+        used..used + Self::bytes(ENTRIES)
     }
     fn burst_writes(size: u16) -> Range<u64> {
         4..4 + 8 * u64::from(size)
@@ -79,6 +85,10 @@ impl DeviceArea for Driver {
 impl DeviceArea for PackedDriver {
     fn bytes(_: u16) -> u64 {
         4
+    }
+    fn written(&self) -> Range<u64> {
+        let descs = self.config(0).desc.0 - FRONTEND_OFFSET;
+        descs..descs + 16 * u64::from(ENTRIES)
     }
     fn burst_writes(_: u16) -> Range<u64> {
         0..0
@@ -110,9 +120,15 @@ impl<D: DeviceArea> World<D> {
     fn new(direction: Direction, features: Features, seed: u64) -> Self {
         let mut noise = Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let memory = Arc::new(GuestMemory::with_regions(&REGIONS));
-        // Anywhere in its region, so that its parts fall across pages in every way.
-        let at = GuestAddr(RING + 16 * noise.below((RING_BYTES - D::ring_bytes(ENTRIES)) / 16));
-        let driver = D::new(memory.clone(), at, ENTRIES, features);
+        // Anywhere in its region where what the device writes falls across two pages.
+        let driver = loop {
+            let at = GuestAddr(RING + 16 * noise.below((RING_BYTES - D::ring_bytes(ENTRIES)) / 16));
+            let driver = D::new(memory.clone(), at, ENTRIES, features);
+            let Range { start, end } = driver.written();
+            if start / LOG_PAGE < (end - 1) / LOG_PAGE {
+                break driver;
+            }
+        };
         let queue = Queue::new(direction, Arc::new(|| {}));
         queue.set_enabled(true);
         let config = driver.config(7);
@@ -201,12 +217,15 @@ impl<D: DeviceArea> World<D> {
     /// Buffers of a chain, cut at random out of the memory that belongs to `id`.
     fn buffers(&mut self, id: u16, count: u64) -> Vec<Buffer> {
         let mut offset = u64::from(id) * STRIDE + self.noise.below(0x200);
+        // Where a frame may have one chain only, most should have room for it.
+        let merges = self.features.contains(VIRTIO_NET_F_MRG_RXBUF);
+        let shortest = if merges { 20 } else { 500 };
         (0..count)
             .map(|_| {
                 let len = match self.noise.below(8) {
                     0 => self.noise.within(1..20),
                     1 => 0,
-                    _ => self.noise.within(20..1500),
+                    _ => self.noise.within(shortest..1500),
                 };
                 let addr = at(GuestAddr(BUFFERS), offset);
                 offset += len + self.noise.below(200);
@@ -280,8 +299,10 @@ impl<D: DeviceArea> World<D> {
 
     /// Switches logging on or off where the ring stands, or stops the ring and starts it again.
     fn disturb(&mut self) {
-        match self.noise.below(6) {
-            0 | 1 => {
+        // More often on than off.
+        let switches = if self.logging { 1 } else { 4 };
+        match self.noise.below(8) {
+            n if n < switches => {
                 self.watch("switch", |world| {
                     // What is logged by the old ring is expected by whether it did.
                     let logging = !world.logging;
@@ -293,7 +314,7 @@ impl<D: DeviceArea> World<D> {
                 .unwrap();
                 self.logging = !self.logging;
             }
-            2 => {
+            7 => {
                 for range in D::start_writes(ENTRIES, self.features) {
                     self.scribble(range);
                 }
