@@ -64,7 +64,12 @@ pub(super) fn resume(
     if let Some(base) = [avail, used].into_iter().find(|base| scan.confirms(*base)) {
         // Of buffers used in order a back-end may mark only some.
         if !features.contains(features::VIRTIO_F_IN_ORDER) {
-            scan.give_back(mem, &scan.passed_over());
+            let chains = scan.passed_over();
+            if !chains.is_empty() {
+                let count = chains.len();
+                log::info!("vring {index}: gives back {count} buffers that the front-end passed over");
+            }
+            scan.give_back(mem, &chains);
         }
         return Ok(base);
     }
