@@ -1,8 +1,8 @@
-//! docs/protocol.md against the code: its two tables say what is handled and offered, and must not say anything else.
+//! docs/protocol.md against the code: its tables say what is handled and offered, and must not say anything else.
 
 use std::path::Path;
 
-use ovs_vhost::port::{protocol_features, Mode, Switches};
+use ovs_vhost::port::{features, protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::requests::{Gate, Row, TABLE};
 use ovs_vhost::vhost_user::ProtocolFeatures;
 
@@ -95,4 +95,47 @@ fn the_table_of_protocol_features_says_what_is_offered() {
         0,
         "nothing is offered that has no line"
     );
+}
+
+/// Whether a feature bit is offered, in the document's words.
+fn offered(bit: u32) -> &'static str {
+    let has = |mode, switches| features(mode, switches).0 >> bit & 1 == 1;
+    let off = Switches::default();
+    let (tso, iommu) = (Switches { tso: true, ..off }, Switches { iommu: true, ..off });
+    match (
+        has(Mode::Client, off),
+        has(Mode::Client, tso),
+        has(Mode::Client, iommu),
+    ) {
+        (true, true, _) => "yes",
+        (true, false, _) => "without TSO",
+        (false, true, _) => "with TSO",
+        (false, false, true) => "with IOMMU",
+        (false, false, false) => "no",
+    }
+}
+
+#[test]
+fn the_table_of_feature_bits_says_what_is_offered() {
+    let document = table("Feature bits");
+    let mut wrong = Vec::new();
+    for bit in 0..64 {
+        let state = offered(bit);
+        match document.iter().find(|cells| cells[0] == bit.to_string()) {
+            Some(cells) => {
+                if cells[2] != state {
+                    wrong.push(format!("| {bit} | {} | {state} | ... |", cells[1]));
+                }
+                let explained = state != "no" || !cells[3].is_empty();
+                assert!(
+                    explained,
+                    "{} is not offered, and docs/protocol.md does not say why",
+                    cells[1]
+                );
+            }
+            None if state != "no" => wrong.push(format!("| {bit} | ... | {state} | ... |")),
+            None => {}
+        }
+    }
+    assert!(wrong.is_empty(), "docs/protocol.md must say: {wrong:#?}");
 }
