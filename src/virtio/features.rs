@@ -59,6 +59,9 @@ impl fmt::Display for Features {
 macro_rules! features {
     ($($name:ident = $bit:literal, $says:literal;)*) => {
         $(#[doc = $says] pub const $name: Features = Features::bit($bit);)*
+
+        /// The number and the name of every bit above.
+        pub const NAMES: &[(u32, &str)] = &[$(($bit, stringify!($name)),)*];
     };
 }
 
