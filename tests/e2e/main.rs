@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
-//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `migration` (with `qmp`, `stream`,
-//! `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`, `hugepages`, `log`, `wait` under them.
-//! `settings` has the environment variables.
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`), `party` (with `tcp`),
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`,
+//! `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
 mod cases;
@@ -24,6 +24,7 @@ mod memory_check;
 mod migration;
 mod netns;
 mod ovs;
+mod party;
 mod ping;
 mod process;
 mod pvp;

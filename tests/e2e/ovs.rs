@@ -298,7 +298,12 @@ impl Ovs {
 
     /// Counters of a port, or nothing when the port type keeps none (stock server ports).
     pub fn counters(&self, port: &str) -> Result<Option<PortCounters>> {
-        let text = self.ofctl(&format!("dump-ports br0 {port}"))?;
+        self.counters_on("br0", port)
+    }
+
+    /// Like [`Ovs::counters`] for a port of another bridge.
+    pub fn counters_on(&self, bridge: &str, port: &str) -> Result<Option<PortCounters>> {
+        let text = self.ofctl(&format!("dump-ports {bridge} {port}"))?;
         let (rx, tx) = text.split_once("tx ").context("dump-ports without tx line")?;
         let (_, rx) = rx.split_once("rx ").context("dump-ports without rx line")?;
         let field = |text: &str, name: &str| -> Option<u64> {

@@ -84,6 +84,8 @@ pub enum Need {
     NoDpdkTree,
     /// Valgrind.
     Valgrind,
+    /// An Open vSwitch that was configured with AF_XDP.
+    AfXdp,
 }
 
 impl Need {
@@ -106,6 +108,11 @@ impl Need {
                 missing_file(Path::new("/proc/sys/vm/nr_hugepages"), "kernel without hugepages")
             }
             Need::Valgrind => missing_tools(&["valgrind"]),
+            Need::AfXdp => {
+                let config = std::fs::read_to_string(settings.ovs_tree.join("config.h")).unwrap_or_default();
+                let has = config.contains("#define HAVE_AF_XDP 1");
+                (!has).then(|| "Open vSwitch without AF_XDP".into())
+            }
             Need::FaultPlugin => match &settings.fault_plugin {
                 None => {
                     Some("E2E_FAULT_PLUGIN names no plugin built with the feature fault-injection".into())

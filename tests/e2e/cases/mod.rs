@@ -2,6 +2,7 @@
 //! not hold; what it cannot run without stands in the table, so a skip always has a reason.
 
 mod bad_input;
+mod bridged;
 mod dpdk;
 mod fault;
 mod migration;
@@ -174,6 +175,26 @@ const CASES: &[Case] = &[
         "offload/dpdk/to-bare",
         &[Need::Guests, Need::Hugepages],
         offload::to_bare_dpdk,
+    ),
+    both(
+        "bridged/ports-1500",
+        &[Need::Guests, Need::AfXdp],
+        bridged::ports_1500,
+    ),
+    both("bridged/ports-9000", &[Need::Guests], bridged::ports_9000),
+    both("bridged/ports-1500-tso", &[Need::Guests], bridged::ports_1500_tso),
+    both("bridged/ports-9000-tso", &[Need::Guests], bridged::ports_9000_tso),
+    both("bridged/tunnels-1500", &[Need::Guests], bridged::tunnels_1500),
+    both("bridged/tunnels-9000", &[Need::Guests], bridged::tunnels_9000),
+    both(
+        "bridged/tunnels-1500-tso",
+        &[Need::Guests],
+        bridged::tunnels_1500_tso,
+    ),
+    both(
+        "bridged/tunnels-9000-tso",
+        &[Need::Guests],
+        bridged::tunnels_9000_tso,
     ),
     both(
         "dpdk/loop-client-mergeable",

@@ -137,12 +137,10 @@ fn between(ctx: &Ctx, options: Options, shapes: [&Shape; 2]) -> Result<()> {
 fn traffic(ctx: &Ctx, world: &World, ports: &[Port], vms: &[Vm], shapes: [&Shape; 2]) -> Result<()> {
     ctx.step("ping");
     ping_all(&vms[0], 2, 20)?;
-    let ends = [0, 1].map(|end| (&vms[end], ports[end].name.as_str()));
+    let ends = [0, 1].map(|end| world.end(&vms[end], &ports[end].name));
     // Frames that the switch cuts are more when they leave it than when they came.
     let whole = shapes.iter().all(|shape| shape.segments);
-    let account = whole
-        .then(|| Account::open(&world.ovs, ends[0], ends[1]))
-        .transpose()?;
+    let account = whole.then(|| Account::open(ends)).transpose()?;
     ctx.step("iperf3 both ways");
     let there = tcp::iperf(&vms[0], &vms[1], 3, 1)?;
     let back = tcp::iperf(&vms[1], &vms[0], 3, 1)?;

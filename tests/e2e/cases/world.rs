@@ -9,8 +9,10 @@ use crate::hugepages::Hugepages;
 use crate::image;
 use crate::netns::NetNs;
 use crate::ovs::{self, Ovs};
+use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
+use crate::tcp::End;
 use crate::vm::{Life, Socket, Spec, Vm};
 
 /// For anything that takes moments on an idle machine.
@@ -178,6 +180,17 @@ impl World {
             port.name
         );
         Ok(())
+    }
+
+    /// One end of an account of traffic: a port, and who is on it.
+    pub fn end<'a>(&'a self, party: &'a dyn Party, port: &'a str) -> End<'a> {
+        End {
+            ovs: &self.ovs,
+            port,
+            party: Some(party),
+            underlay: None,
+            leaks: false,
+        }
     }
 
     /// Starts a guest on `port`.
