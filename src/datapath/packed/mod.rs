@@ -21,7 +21,7 @@ use super::config::{FaultReason, RingConfig, RingError, RingFault};
 use super::counters::{Counters, Tally};
 use super::dirty::extra;
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, Start, BURST};
+use super::ring::{Burst, Ring, Start};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor};
@@ -254,7 +254,7 @@ struct Staged {
     count: usize,
     descs: u16,
     /// Where frames begin that share several chains, and how many: noted for [`Staged::publish_tracked`] alone.
-    joints: [(usize, usize); BURST],
+    joints: Box<[(usize, usize)]>,
     joined: usize,
 }
 
@@ -277,7 +277,8 @@ impl Staged {
             used: vec![none; usize::from(size)].into(),
             count: 0,
             descs: 0,
-            joints: [(0, 0); BURST],
+            // A joint has two chains or more.
+            joints: vec![(0, 0); usize::from(size / 2)].into(),
             joined: 0,
         }
     }
