@@ -130,32 +130,54 @@ impl Gathered {
 
 // ---- into the guest ----
 
-/// A frame for the driver: two parts that follow each other, and what the header says of it.
+/// A frame for the driver. Just bytes are one as it goes on the wire, and cost no more than bytes.
+pub(super) trait Content: Copy {
+    /// The header before `num_buffers`.
+    fn header(&self) -> [u8; net_hdr::SHORT as usize];
+    /// The front, where that is not as in the packet.
+    fn head(&self) -> &[u8];
+    /// What follows it.
+    fn body(&self) -> &[u8];
+
+    /// Bytes in the frame.
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        u32::try_from(self.head().len() + self.body().len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Content for &[u8] {
+    #[inline(always)]
+    fn header(&self) -> [u8; net_hdr::SHORT as usize] {
+        PLAIN_SHORT
+    }
+
+    #[inline(always)]
+    fn head(&self) -> &[u8] {
+        &[]
+    }
+
+    #[inline(always)]
+    fn body(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A frame to which something is left to be done, or was done.
 #[derive(Clone, Copy)]
 pub(super) struct Frame<'a> {
-    /// The header before `num_buffers`.
     header: [u8; net_hdr::SHORT as usize],
-    /// The front, where that is not as in the packet; only with extras.
     head: &'a [u8],
     body: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// A frame as it goes on the wire.
-    #[inline(always)]
-    pub(super) fn plain(bytes: &'a [u8]) -> Self {
+    /// A frame as it goes on the wire, in two parts.
+    pub(super) fn in_parts(head: &'a [u8], body: &'a [u8]) -> Self {
         Self {
             header: PLAIN_SHORT,
-            head: &[],
-            body: bytes,
-        }
-    }
-
-    /// A frame as it goes on the wire, in two parts.
-    pub(super) fn new(head: &'a [u8], body: &'a [u8]) -> Self {
-        Self {
             head,
-            ..Self::plain(body)
+            body,
         }
     }
 
@@ -163,7 +185,8 @@ impl<'a> Frame<'a> {
     pub(super) fn with_header(header: [u8; net_hdr::SHORT as usize], bytes: &'a [u8]) -> Self {
         Self {
             header,
-            ..Self::plain(bytes)
+            head: &[],
+            body: bytes,
         }
     }
 
@@ -175,23 +198,19 @@ impl<'a> Frame<'a> {
             self.head
         }
     }
+}
 
-    #[inline(always)]
-    pub(super) fn len(&self) -> usize {
-        self.head.len() + self.body.len()
+impl Content for Frame<'_> {
+    fn header(&self) -> [u8; net_hdr::SHORT as usize] {
+        self.header
     }
 
-    #[inline(always)]
-    pub(super) fn len_u32(&self) -> u32 {
-        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    fn head(&self) -> &[u8] {
+        self.head
     }
 
-    /// The long header, for a frame that lies in one buffer.
-    #[inline(always)]
-    fn long_header(&self) -> [u8; net_hdr::LONG as usize] {
-        let [a, b, c, d, e, f, g, h, i, j] = self.header;
-        let [low, high] = NUM_BUFFERS;
-        [a, b, c, d, e, f, g, h, i, j, low, high]
+    fn body(&self) -> &[u8] {
+        self.body
     }
 }
 
@@ -207,27 +226,6 @@ pub(super) enum Put {
     Invalid,
 }
 
-impl Put {
-    /// Counts the frame of `slot`, if it was put.
-    #[inline(always)]
-    pub(super) fn count(&self, slot: &TxSlot<'_>, tally: &mut Tally) {
-        if matches!(self, Self::Done(_)) {
-            tally.frame(slot.frame());
-        }
-    }
-
-    /// Counts a frame that was dropped, and says whether that was for what was left to be done to it.
-    #[cold]
-    pub(super) fn count_drop(&self, tally: &mut Tally) -> usize {
-        match self {
-            Self::Oversize => tally.oversize += 1,
-            Self::Invalid => tally.invalid += 1,
-            Self::Done(_) | Self::NoBuffers => {}
-        }
-        usize::from(matches!(self, Self::Invalid))
-    }
-}
-
 /// Asks to own all that the frame after this one will write, while this one is copied: the guest's core has those lines,
 /// and a store that waits for one holds up all behind it. (1518 bytes from core to core: two fifths less time.)
 #[inline(always)]
@@ -239,7 +237,7 @@ pub(super) fn own(chain: Option<(u16, Plan<'_>)>, slot: Option<&TxSlot<'_>>) {
 
 /// Puts a frame into a buffer in one piece, unless it is too small.
 #[inline(always)]
-pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>, log: Option<&Dirty>) -> bool {
+pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: impl Content, log: Option<&Dirty>) -> bool {
     let (written, fits) = put_pieces::<S>(buffer, frame);
     if let Some(log) = log {
         // Of a frame that does not fit, the front may be written nevertheless.
@@ -250,24 +248,24 @@ pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>, log: Option
 
 /// Says how many bytes it put, and whether that is all.
 #[inline(always)]
-fn put_pieces<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>) -> (u32, bool) {
+fn put_pieces<S: Set>(buffer: GuestSlice<'_>, frame: impl Content) -> (u32, bool) {
     let (header, mut rest) = buffer.split_at(S::HEADER);
     let header_fits = match S::LONG {
-        true => header.write_array(frame.long_header()),
-        false => header.write_array(frame.header),
+        true => header.write_array(net_hdr::long(frame.header(), NUM_BUFFERS)),
+        false => header.write_array(frame.header()),
     };
     if !header_fits {
         return (0, false);
     }
-    if S::EXTRA {
-        let (head, behind) = rest.split_at(u32::try_from(frame.head.len()).unwrap_or(u32::MAX));
-        if !head.write_all(frame.head) {
+    if !frame.head().is_empty() {
+        let (head, behind) = rest.split_at(u32::try_from(frame.head().len()).unwrap_or(u32::MAX));
+        if !head.write_all(frame.head()) {
             return (S::HEADER, false);
         }
         rest = behind;
     }
-    match rest.write_all(frame.body) {
-        true => (S::HEADER + frame.len_u32(), true),
+    match rest.write_all(frame.body()) {
+        true => (S::HEADER + frame.len(), true),
         false => (buffer.len() - rest.len(), false),
     }
 }
@@ -284,10 +282,11 @@ pub(super) trait Buffers<'m> {
 pub(super) fn scatter<'m, S: Set>(
     mut buffers: impl Buffers<'m>,
     cursor: &mut Cursor<'m>,
-    frame: &Frame<'_>,
+    frame: impl Content,
     log: Option<&Dirty>,
 ) -> Result<Put, FaultReason> {
-    let mut writer = Writer::new::<S>(frame, log);
+    let header = frame.header();
+    let mut writer = Writer::new::<S>(&header, &frame, log);
     let most = if S::MERGE { u16::MAX } else { 1 };
     for taken in 1..=most {
         if !buffers.fill(cursor, &mut writer)? {
@@ -316,14 +315,14 @@ pub(super) struct Writer<'a, 'm> {
 }
 
 impl<'a, 'm> Writer<'a, 'm> {
-    fn new<S: Set>(frame: &'a Frame<'a>, log: Option<&'a Dirty>) -> Self {
+    fn new<S: Set>(header: &'a [u8], frame: &'a impl Content, log: Option<&'a Dirty>) -> Self {
         let num_buffers: &[u8] = if S::LONG { &NUM_BUFFERS } else { &[] };
         Self {
-            header: &frame.header,
+            header,
             num_buffers,
             num_buffers_at: [None; 2],
-            head: frame.head,
-            body: frame.body,
+            head: frame.head(),
+            body: frame.body(),
             log,
         }
     }

@@ -90,6 +90,13 @@ impl Offload {
     }
 }
 
+/// The long header that begins with `short`.
+#[inline(always)]
+pub fn long(short: [u8; SHORT as usize], num_buffers: [u8; 2]) -> [u8; LONG as usize] {
+    let ([a, b, c, d, e, f, g, h, i, j], [low, high]) = (short, num_buffers);
+    [a, b, c, d, e, f, g, h, i, j, low, high]
+}
+
 /// Whether drivers with these features use the long header.
 pub fn is_long(features: Features) -> bool {
     features.contains(VIRTIO_F_VERSION_1) || features.contains(VIRTIO_NET_F_MRG_RXBUF)

@@ -5,7 +5,7 @@ use super::segment::{Head, Segments, CWR, FLAGS, SEGMENTS};
 use super::{checksum, Offloads};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::frame::{Frame, Put};
+use crate::datapath::frame::{Content, Frame, Put};
 use crate::datapath::slot::TxSlot;
 use crate::virtio::net_hdr::{Offload, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM};
 
@@ -30,7 +30,7 @@ impl Offloads {
         slot: &TxSlot<'_>,
         tally: &mut Tally,
         counters: &Counters,
-        mut put: impl FnMut(&Frame<'_>, u16) -> Result<Put, FaultReason>,
+        mut put: impl FnMut(Frame<'_>, u16) -> Result<Put, FaultReason>,
     ) -> Result<Put, FaultReason> {
         let bytes = slot.frame();
         let head;
@@ -38,14 +38,14 @@ impl Offloads {
             Some(Form::Header(word)) => Frame::with_header(word.encode(), bytes),
             Some(Form::Front(front)) => {
                 head = front;
-                Frame::new(head.bytes(), bytes.get(head.bytes().len()..).unwrap_or_default())
+                Frame::in_parts(head.bytes(), bytes.get(head.bytes().len()..).unwrap_or_default())
             }
             Some(Form::Segments(segments)) => return send_segments(&segments, counters, put),
             None => return Ok(Put::Invalid),
         };
-        let put = put(&frame, 0)?;
+        let put = put(frame, 0)?;
         if matches!(put, Put::Done(_)) {
-            tally.count(frame.front(), frame.len());
+            tally.count(frame.front(), frame.len() as usize);
         }
         Ok(put)
     }
@@ -120,19 +120,19 @@ fn sctp(frame: &[u8], start: usize) -> Option<Form<'_>> {
 fn send_segments(
     segments: &Segments<'_>,
     counters: &Counters,
-    mut put: impl FnMut(&Frame<'_>, u16) -> Result<Put, FaultReason>,
+    mut put: impl FnMut(Frame<'_>, u16) -> Result<Put, FaultReason>,
 ) -> Result<Put, FaultReason> {
     let (mut taken, mut tally) = (0_u16, Tally::default());
     for index in 0..segments.count() {
         let Some((head, payload)) = segments.get(index) else {
             return Ok(Put::Invalid);
         };
-        let frame = Frame::new(head.bytes(), payload);
-        match put(&frame, taken)? {
+        let frame = Frame::in_parts(head.bytes(), payload);
+        match put(frame, taken)? {
             Put::Done(chains) => taken += chains,
             other => return Ok(other),
         }
-        tally.count(frame.front(), frame.len());
+        tally.count(frame.front(), frame.len() as usize);
     }
     counters.add(&tally);
     Ok(Put::Done(taken))

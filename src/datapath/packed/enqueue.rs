@@ -5,17 +5,14 @@ use super::{broken, look, PackedRing, Staged};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::dirty::extra;
-use crate::datapath::frame::{self, own, put, scatter, Frame, Put, Writer, WORK};
+use crate::datapath::dirty::{extra, Dirty};
+use crate::datapath::frame::{self, own, put, scatter, Content, Put, Writer, WORK};
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
 use crate::memory::Cursor;
 use crate::virtio::chain::{Chain, DescRing, Writable};
 use crate::virtio::packed_ring::{PackedMem, Position, Used};
-
-/// More chains than a look finds.
-const ALL_PASSED: u16 = u16::MAX / 2;
 
 impl<const SET: usize> PackedRing<SET> {
     /// A burst to a ring whose next descriptor is available.
@@ -31,58 +28,50 @@ impl<const SET: usize> PackedRing<SET> {
         let (mut passed, mut work, mut fault) = (0_u16, 0, None);
         let mut following = slots.iter().skip(1);
         for slot in slots.iter().take(BURST) {
-            let (mark, after) = (staged.mark(), following.next());
-            let left = burst(slots.len() - outcome.slots);
-            // Puts one frame behind all that is staged.
-            let mut one = |frame: &Frame<'_>, _: u16| {
-                let (at, begun) = (first.advance(staged.descs, mem.size()), staged.count);
-                if passed > 0 && usize::from(passed) >= ahead.count {
-                    ahead = look::<Writable>(mem, &mut cursor, at, left);
-                    passed = 0;
-                }
-                own(ahead.chain(passed + 1), after);
-                let put = match ahead.chain(passed) {
-                    Some((id, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, log) => {
-                        let len = Bits::<SET>::HEADER + frame.len_u32();
-                        let used = Used { id, descs: 1, len };
-                        staged
-                            .push(used)
-                            .map_or_else(|error| Err(broken(at, error)), |()| Ok(Put::Done(1)))
-                    }
-                    _ => {
-                        let buffers = Buffers {
-                            mem,
-                            at,
-                            staged,
-                            allow_indirect: Bits::<SET>::INDIRECT,
-                            work: &mut work,
-                        };
-                        scatter::<Bits<SET>>(buffers, &mut cursor, frame, log)
-                    }
-                };
-                if let Ok(Put::Done(taken)) = &put {
-                    // All chains looked up but the last are of one descriptor: the next begins where it was looked up.
-                    passed += taken;
-                    if Bits::<SET>::EXTRA && *taken > 1 {
-                        staged.join(begun, *taken);
-                    }
-                }
-                put
-            };
-            let put = if Bits::<SET>::EXTRA && !slot.offload().is_none() {
-                self.offloads.send(slot, &mut tally, counters, one)
+            let (frame, mark) = (slot.frame(), staged.mark());
+            let at = first.advance(mark.descs, mem.size());
+            if passed > 0 && usize::from(passed) >= ahead.count {
+                let left = burst(slots.len() - outcome.slots);
+                ahead = look::<Writable>(mem, &mut cursor, at, left);
+                passed = 0;
+            }
+            own(ahead.chain(passed + 1), following.next());
+            let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
+            let put = if is_plain {
+                place::<SET>(
+                    ahead.chain(passed),
+                    mem,
+                    at,
+                    staged,
+                    &mut work,
+                    &mut cursor,
+                    frame,
+                    log,
+                )
             } else {
-                one(&Frame::plain(slot.frame()), 0).inspect(|put| put.count(slot, &mut tally))
+                self.offloads.send(slot, &mut tally, counters, |frame, taken| {
+                    let at = first.advance(staged.descs, mem.size());
+                    let chain = ahead.chain(passed.saturating_add(taken));
+                    place::<SET>(chain, mem, at, staged, &mut work, &mut cursor, frame, log)
+                })
             };
             match put {
-                Ok(Put::Done(_)) => outcome.frames += 1,
-                Ok(dropped @ (Put::Oversize | Put::Invalid)) => {
-                    outcome.invalid += dropped.count_drop(&mut tally);
-                    staged.rewind(mark);
-                    if Bits::<SET>::EXTRA {
-                        // Of a frame in several segments some may have passed chains that are free again.
-                        passed = ALL_PASSED;
+                Ok(Put::Done(taken)) => {
+                    if is_plain {
+                        tally.frame(frame);
                     }
+                    outcome.frames += 1;
+                    // All chains looked up but the last are of one descriptor: the next begins where it was looked up.
+                    passed += taken;
+                }
+                Ok(Put::Oversize) => {
+                    tally.oversize += 1;
+                    staged.rewind(mark);
+                }
+                Ok(Put::Invalid) => {
+                    tally.invalid += 1;
+                    outcome.invalid += 1;
+                    staged.rewind(mark);
                 }
                 Ok(Put::NoBuffers) => {
                     staged.rewind(mark);
@@ -109,24 +98,66 @@ impl<const SET: usize> PackedRing<SET> {
     }
 }
 
+/// Puts a frame into the chain looked up for it or, if that is not enough or none was, into the chains from `at` on, which
+/// begin with it. Counts descriptors walked in `work`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a struct of them would be built for each frame"
+)]
+#[inline(always)]
+fn place<'m, const SET: usize>(
+    chain: Option<(u16, Plan<'m>)>,
+    mem: &'m PackedMem,
+    at: Position,
+    staged: &mut Staged,
+    work: &mut u32,
+    cursor: &mut Cursor<'m>,
+    frame: impl Content,
+    log: Option<&Dirty>,
+) -> Result<Put, FaultReason> {
+    match chain {
+        Some((id, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, log) => {
+            let len = Bits::<SET>::HEADER + frame.len();
+            match staged.push(Used { id, descs: 1, len }) {
+                Ok(()) => Ok(Put::Done(1)),
+                Err(error) => Err(broken(at, error)),
+            }
+        }
+        _ => {
+            let begun = staged.count;
+            let buffers = Buffers::<SET> {
+                mem,
+                at,
+                staged,
+                work,
+            };
+            let put = scatter::<Bits<SET>>(buffers, cursor, frame, log)?;
+            match put {
+                Put::Done(taken) if Bits::<SET>::EXTRA && taken > 1 => staged.join(begun, taken),
+                _ => {}
+            }
+            Ok(put)
+        }
+    }
+}
+
 /// The chains that one frame may go into.
-struct Buffers<'a, 'm> {
+struct Buffers<'a, 'm, const SET: usize> {
     mem: &'m PackedMem,
     /// Where the next is, if it is available.
     at: Position,
     staged: &'a mut Staged,
-    allow_indirect: bool,
     /// Counts descriptors walked.
     work: &'a mut u32,
 }
 
-impl<'m> frame::Buffers<'m> for Buffers<'_, 'm> {
+impl<'m, const SET: usize> frame::Buffers<'m> for Buffers<'_, 'm, SET> {
     fn fill(&mut self, cursor: &mut Cursor<'m>, writer: &mut Writer<'_, 'm>) -> Result<bool, FaultReason> {
         let (mem, at) = (self.mem, self.at);
         let Some(first) = mem.desc(at.index).filter(|desc| at.is_available(desc.flags)) else {
             return Ok(false);
         };
-        let mut chain = Chain::<_, Writable>::new(mem, at.index, first, self.allow_indirect);
+        let mut chain = Chain::<_, Writable>::new(mem, at.index, first, Bits::<SET>::INDIRECT);
         let len = writer
             .fill(&mut chain, cursor)
             .map_err(|error| broken(at, error))?;

@@ -6,7 +6,7 @@ use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
-use crate::datapath::frame::{self, own, put, scatter, Frame, Put, Writer, WORK};
+use crate::datapath::frame::{self, own, put, scatter, Content, Put, Writer, WORK};
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
@@ -18,7 +18,6 @@ impl<const SET: usize> SplitRing<SET> {
     /// A burst to a ring with `ready` chains, more than none.
     pub(super) fn enqueue_ready(&mut self, ready: u16, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
-        let data = log.map(SplitLog::data);
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
@@ -27,44 +26,49 @@ impl<const SET: usize> SplitRing<SET> {
         let (mut chains, mut work, mut fault) = (0_u16, 0, None);
         let mut following = slots.iter().skip(1);
         for slot in slots.iter().take(BURST) {
+            let frame = slot.frame();
             own(ahead.chain(chains + 1), following.next());
-            // Puts one frame behind the `taken` chains that others of this slot take.
-            let mut one = |frame: &Frame<'_>, taken: u16| {
-                let (chain, left) = (chains + taken, ready - chains - taken);
-                let at = next.wrapping_add(chain);
-                match ahead.chain(chain) {
-                    Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, data) => {
-                        mem.write_used(at, head, Bits::<SET>::HEADER + frame.len_u32());
-                        if let Some(log) = log {
-                            log.wrote_used(at);
-                        }
-                        Ok(Put::Done(1))
-                    }
-                    _ => {
-                        let buffers = Buffers {
-                            mem,
-                            next: at,
-                            left,
-                            allow_indirect: Bits::<SET>::INDIRECT,
-                            work: &mut work,
-                            log,
-                        };
-                        scatter::<Bits<SET>>(buffers, &mut cursor, frame, data)
-                    }
-                }
-            };
-            let put = if Bits::<SET>::EXTRA && !slot.offload().is_none() {
-                self.offloads.send(slot, &mut tally, counters, one)
+            let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
+            let put = if is_plain {
+                let (at, left) = (next.wrapping_add(chains), ready - chains);
+                place::<SET>(
+                    ahead.chain(chains),
+                    mem,
+                    at,
+                    left,
+                    &mut work,
+                    &mut cursor,
+                    frame,
+                    log,
+                )
             } else {
-                one(&Frame::plain(slot.frame()), 0).inspect(|put| put.count(slot, &mut tally))
+                self.offloads.send(slot, &mut tally, counters, |frame, taken| {
+                    let chain = chains + taken;
+                    let (at, left) = (next.wrapping_add(chain), ready - chain);
+                    place::<SET>(
+                        ahead.chain(chain),
+                        mem,
+                        at,
+                        left,
+                        &mut work,
+                        &mut cursor,
+                        frame,
+                        log,
+                    )
+                })
             };
             match put {
                 Ok(Put::Done(taken)) => {
+                    if is_plain {
+                        tally.frame(frame);
+                    }
                     outcome.frames += 1;
                     chains += taken;
                 }
-                Ok(dropped @ (Put::Oversize | Put::Invalid)) => {
-                    outcome.invalid += dropped.count_drop(&mut tally);
+                Ok(Put::Oversize) => tally.oversize += 1,
+                Ok(Put::Invalid) => {
+                    tally.invalid += 1;
+                    outcome.invalid += 1;
                 }
                 Ok(Put::NoBuffers) => break,
                 Err(reason) => {
@@ -87,19 +91,57 @@ impl<const SET: usize> SplitRing<SET> {
     }
 }
 
+/// Puts a frame into the chain looked up for it or, if that is not enough or none was, into the `left` chains from avail
+/// index `at` on, which begin with it. Counts descriptors walked in `work`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a struct of them would be built for each frame"
+)]
+#[inline(always)]
+fn place<'m, const SET: usize>(
+    chain: Option<(u16, Plan<'m>)>,
+    mem: &'m SplitMem,
+    at: u16,
+    left: u16,
+    work: &mut u32,
+    cursor: &mut Cursor<'m>,
+    frame: impl Content,
+    log: Option<&SplitLog>,
+) -> Result<Put, FaultReason> {
+    let data = log.map(SplitLog::data);
+    match chain {
+        Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, data) => {
+            mem.write_used(at, head, Bits::<SET>::HEADER + frame.len());
+            if let Some(log) = log {
+                log.wrote_used(at);
+            }
+            Ok(Put::Done(1))
+        }
+        _ => {
+            let buffers = Buffers::<SET> {
+                mem,
+                next: at,
+                left,
+                work,
+                log,
+            };
+            scatter::<Bits<SET>>(buffers, cursor, frame, data)
+        }
+    }
+}
+
 /// The chains that one frame may go into.
-struct Buffers<'a, 'm> {
+struct Buffers<'a, 'm, const SET: usize> {
     mem: &'m SplitMem,
     /// Avail index of the first.
     next: u16,
     left: u16,
-    allow_indirect: bool,
     /// Counts descriptors walked.
     work: &'a mut u32,
     log: Option<&'a SplitLog>,
 }
 
-impl<'m> frame::Buffers<'m> for Buffers<'_, 'm> {
+impl<'m, const SET: usize> frame::Buffers<'m> for Buffers<'_, 'm, SET> {
     fn fill(&mut self, cursor: &mut Cursor<'m>, writer: &mut Writer<'_, 'm>) -> Result<bool, FaultReason> {
         let (mem, avail) = (self.mem, self.next);
         let Some(left) = self.left.checked_sub(1) else {
@@ -109,7 +151,7 @@ impl<'m> frame::Buffers<'m> for Buffers<'_, 'm> {
         let head = mem.avail_entry(avail);
         let broken = |error| FaultReason::Chain { avail, head, error };
         let first = mem.desc(head).ok_or_else(|| broken(beyond(mem, head)))?;
-        let mut chain = Chain::<_, Writable>::new(mem, head, first, self.allow_indirect);
+        let mut chain = Chain::<_, Writable>::new(mem, head, first, Bits::<SET>::INDIRECT);
         let written = writer.fill(&mut chain, cursor).map_err(broken)?;
         mem.write_used(avail, head, written);
         if let Some(log) = self.log {
