@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use ovs_vhost::datapath::{RxSlot, TxSlot};
 use ovs_vhost::memory::{GuestAddr, RegionDesc};
-use ovs_vhost::model::{Buffer, Driver, GuestMemory, PageServer, Virtqueue};
+use ovs_vhost::model::{Buffer, Driver, GuestMemory, PackedDriver, PageServer, Virtqueue};
 use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
-use ovs_vhost::virtio::features::Features;
+use ovs_vhost::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -84,8 +84,12 @@ impl World {
     }
 
     fn accept(&self) -> Frontend {
+        self.accept_with(Features(FEATURES))
+    }
+
+    fn accept_with(&self, features: Features) -> Frontend {
         let (stream, _) = self.listener.accept().expect("the port connects");
-        negotiated(stream)
+        negotiated(stream, features)
     }
 
     fn connected(&self) -> bool {
@@ -111,7 +115,7 @@ impl Drop for World {
     }
 }
 
-fn negotiated(stream: UnixStream) -> Frontend {
+fn negotiated(stream: UnixStream, features: Features) -> Frontend {
     let mut frontend = Frontend::from_stream(stream, 256);
     frontend.set_owner().expect("owner");
     frontend.get_features().expect("features");
@@ -121,7 +125,7 @@ fn negotiated(stream: UnixStream) -> Frontend {
     let offered = frontend.get_protocol_features().expect("protocol features");
     assert!(offered.contains(wanted), "{offered:?}");
     frontend.set_protocol_features(wanted).expect("offered");
-    frontend.set_features(FEATURES).expect("offered");
+    frontend.set_features(features.0).expect("offered");
     frontend
 }
 
@@ -136,19 +140,25 @@ fn info((desc, fd): &(RegionDesc, OwnedFd)) -> VhostUserMemoryRegionInfo {
 }
 
 /// A guest that runs already, and of whose memory nothing has arrived yet.
-struct Incoming {
+struct Incoming<D = Driver> {
     frontend: Frontend,
     memory: Arc<GuestMemory>,
     pages: PageServer,
     /// Where the port has the guest's address 0x1000.
     base: u64,
-    receiveq: Driver,
-    transmitq: Driver,
+    receiveq: D,
+    transmitq: D,
 }
 
 impl Incoming {
+    fn new(frontend: Frontend) -> Incoming {
+        Incoming::with(frontend, Features(FEATURES))
+    }
+}
+
+impl<D: Virtqueue> Incoming<D> {
     /// In post-copy, with all memory handed over.
-    fn new(mut frontend: Frontend) -> Incoming {
+    fn with(mut frontend: Frontend, features: Features) -> Incoming<D> {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let pages = PageServer::new(frontend.postcopy_advise().expect("a userfaultfd").into());
         frontend.postcopy_listen().expect("to listen");
@@ -159,8 +169,7 @@ impl Incoming {
         frontend
             .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
             .expect("to acknowledge");
-        let [receiveq, transmitq] =
-            RINGS.map(|at| Driver::new(Arc::clone(&memory), at, RING_SIZE, Features(FEATURES)));
+        let [receiveq, transmitq] = RINGS.map(|at| D::new(Arc::clone(&memory), at, RING_SIZE, features));
         // From here on nothing waits for an answer, as little as QEMU does.
         frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
         Incoming {
@@ -186,10 +195,13 @@ impl Incoming {
                 used_ring_addr: ring.device.0,
                 log_addr: None,
             };
+            // Where a ring begins: in a packed one, with both wrap counters set.
+            let packed = ring.features.contains(VIRTIO_F_RING_PACKED);
+            let base = if packed { 0x8000 } else { 0 };
             let frontend = &mut self.frontend;
             frontend
                 .set_vring_num(index, RING_SIZE)
-                .and_then(|()| frontend.set_vring_base(index, 0))
+                .and_then(|()| frontend.set_vring_base(index, base))
                 .and_then(|()| frontend.set_vring_addr(index, &config))
                 .and_then(|()| frontend.set_vring_call(index, &call))
                 .and_then(|()| frontend.set_vring_kick(index, &call))
@@ -262,8 +274,17 @@ fn a_ring_whose_pages_are_late_keeps_only_its_own_port_waiting() {
 
 #[test]
 fn a_burst_sleeps_until_its_page_arrives_and_moves_what_came() {
-    let world = World::new("bursts");
-    let mut guest = Incoming::new(world.accept());
+    bursts::<Driver>("split", Features(FEATURES));
+}
+
+#[test]
+fn a_burst_on_a_packed_ring_sleeps_until_its_page_arrives_and_moves_what_came() {
+    bursts::<PackedDriver>("packed", Features(FEATURES) | VIRTIO_F_RING_PACKED);
+}
+
+fn bursts<D: Virtqueue + Sync>(name: &str, features: Features) {
+    let world = World::new(name);
+    let mut guest = Incoming::<D>::with(world.accept_with(features), features);
     guest.start_rings();
     guest.bring_up(&world);
 
@@ -286,7 +307,7 @@ fn a_burst_sleeps_until_its_page_arrives_and_moves_what_came() {
             page = guest.wanted();
         }
         assert!(!poll.is_finished());
-        others_are_served("other-burst");
+        others_are_served(&format!("other-{name}"));
         guest.bring(BUFFERS, &[&[0; HEADER][..], &frame].concat());
         assert_eq!(poll.join().expect("no panic"), std::slice::from_ref(&frame));
     });
@@ -336,7 +357,7 @@ fn a_burst_sleeps_until_its_page_arrives_and_moves_what_came() {
 }
 
 /// A page that the guest here has written already, and that only has to be told of.
-fn wake(guest: &Incoming, page: GuestAddr) {
+fn wake<D>(guest: &Incoming<D>, page: GuestAddr) {
     let address = guest.base + page.0 - 0x1000;
     guest.pages.wake(address, PAGE).expect("a watched page");
 }
