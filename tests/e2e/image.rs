@@ -1,5 +1,5 @@
-//! The guest: a stock Debian cloud kernel and an initramfs with busybox, the virtio modules, iperf3, ethtool and
-//! ping, built once into `target/guest/`. A stamp of all inputs says when to build again.
+//! The guest: a stock Debian cloud kernel and an initramfs with busybox, the virtio modules, iperf3, ethtool,
+//! ping and numbers, built once into `target/guest/`. A stamp of all inputs says when to build again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,6 +27,8 @@ const MODULES: &[&str] = &[
 ];
 /// What busybox lacks: iperf3 and ethtool altogether, a ping with fractions of a second, a date with nanoseconds.
 const PROGRAMS: &[&str] = &["iperf3", "ethtool", "ping", "date"];
+/// Built for the guest from one file (`guest/numbers.rs`).
+const NUMBERS: &str = include_str!("guest/numbers.rs");
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -68,7 +70,7 @@ pub fn build(root: &Path, say: impl Fn(&str)) -> Result<Image> {
 
 /// Everything the image depends on, as text.
 fn stamp() -> Result<String> {
-    let mut stamp = format!("{RECIPE}\n{INIT}\n");
+    let mut stamp = format!("{RECIPE}\n{INIT}\n{NUMBERS}\n");
     for program in PROGRAMS.iter().chain(&["busybox"]) {
         let file = find_tool(program).with_context(|| format!("no {program}"))?;
         let data = fs::metadata(&file)?;
@@ -126,12 +128,9 @@ fn fill_initramfs(tree: &Path, kernel_tree: &Path) -> Result<()> {
     )?;
     for program in PROGRAMS {
         let file = find_tool(program).with_context(|| format!("no {program}"))?;
-        // Not in /bin, where busybox has a ping of its own.
-        install(&file, &tree.join("opt").join(program))?;
-        for library in libraries(&file)? {
-            install(&library, &tree.join(library.strip_prefix("/")?))?;
-        }
+        install_program(&file, program, tree)?;
     }
+    install_program(&compile_numbers(kernel_tree)?, "numbers", tree)?;
     let mut order = String::new();
     for name in MODULES {
         let file = format!("{name}.ko");
@@ -139,6 +138,24 @@ fn fill_initramfs(tree: &Path, kernel_tree: &Path) -> Result<()> {
         order += &format!("{file}\n");
     }
     fs::write(tree.join("modules/order"), order)?;
+    Ok(())
+}
+
+/// The compiler is there: it has made this program, and Cargo has run it.
+fn compile_numbers(work: &Path) -> Result<PathBuf> {
+    let (source, program) = (work.join("numbers.rs"), work.join("numbers"));
+    fs::write(&source, NUMBERS)?;
+    let arguments = ["--edition", "2021", "-O", "-o", path(&program)?, path(&source)?];
+    run_tool("rustc", &arguments)?;
+    Ok(program)
+}
+
+/// Not in /bin, where busybox has a ping of its own.
+fn install_program(file: &Path, name: &str, tree: &Path) -> Result<()> {
+    install(file, &tree.join("opt").join(name))?;
+    for library in libraries(file)? {
+        install(&library, &tree.join(library.strip_prefix("/")?))?;
+    }
     Ok(())
 }
 

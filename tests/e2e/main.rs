@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
-//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`), `party` (with `tcp`),
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
 //! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`,
 //! `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
 
@@ -23,6 +23,7 @@ mod log;
 mod memory_check;
 mod migration;
 mod netns;
+mod numbered;
 mod ovs;
 mod party;
 mod ping;

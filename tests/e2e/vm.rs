@@ -263,6 +263,13 @@ impl Job<'_> {
         })
     }
 
+    /// Ends it for good.
+    pub fn kill(&self) -> Result<()> {
+        self.vm
+            .run(&format!("kill -9 $(cat {}.pid)", self.file))
+            .map(drop)
+    }
+
     /// Sends SIGINT (programs that end well on Ctrl-C only: the shell starts background jobs with it ignored).
     pub fn interrupt(&self) -> Result<()> {
         self.vm

@@ -6,6 +6,7 @@ mod bridged;
 mod dpdk;
 mod fault;
 mod migration;
+mod numbered;
 mod offload;
 mod soak;
 mod storm;
@@ -126,6 +127,12 @@ const CASES: &[Case] = &[
         "vm/packed-vswitchd-killed",
         &[Need::Guests],
         vm::packed_vswitchd_killed,
+    ),
+    both("numbered/split-vswitchd-killed", &[Need::Guests], numbered::split),
+    plugin(
+        "numbered/packed-vswitchd-killed",
+        &[Need::Guests],
+        numbered::packed,
     ),
     plugin("vm/no-hugepages", &[Need::Guests], vm::no_hugepages),
     plugin(
