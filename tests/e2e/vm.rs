@@ -44,7 +44,7 @@ pub struct Spec {
     pub path: PathBuf,
     /// Which end of it QEMU is.
     pub socket: Socket,
-    /// Queue pairs (and processors).
+    /// Queue pairs (and processors, as far as there are enough to emulate them in time).
     pub queues: u16,
     /// MTU that the device tells the guest, and that the guest sets.
     pub mtu: u16,
@@ -52,6 +52,8 @@ pub struct Spec {
     pub packed: bool,
     /// Further properties of the NIC.
     pub nic: &'static str,
+    /// Slots for memory that is plugged in later, of [`DIMM`] bytes each.
+    pub dimms: u16,
     /// How it starts, and whether it can be moved.
     pub life: Life,
 }
@@ -69,6 +71,13 @@ pub enum Life {
         runs: bool,
     },
 }
+
+/// With many more than the host has, the guest's kernel finds them stuck while it boots.
+const MAX_PROCESSORS: u16 = 2;
+/// Bytes of a memory module: what the guest's kernel takes into use at once.
+pub const DIMM: u64 = 128 << 20;
+/// Bytes of memory that the guest begins with.
+pub const MEMORY: u64 = 256 << 20;
 
 /// A running guest.
 pub struct Vm {
@@ -382,11 +391,12 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     );
     let mut command = tool("qemu-system-x86_64");
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "256"])
-        .args(["-smp", &spec.queues.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-m", &memory(spec)])
+        .args(["-smp", &spec.queues.min(MAX_PROCESSORS).to_string()])
         .args([
             "-object",
-            "memory-backend-memfd,id=mem,size=256M,share=on",
+            &format!("memory-backend-memfd,id=mem,size={MEMORY},share=on"),
             "-numa",
             "node,memdev=mem",
         ])
@@ -424,6 +434,13 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
             ),
         ]);
     command
+}
+
+fn memory(spec: &Spec) -> String {
+    match u64::from(spec.dimms) {
+        0 => format!("{MEMORY}B"),
+        slots => format!("{MEMORY}B,slots={slots},maxmem={}B", MEMORY + slots * DIMM),
+    }
 }
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

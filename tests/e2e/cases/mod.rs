@@ -5,9 +5,11 @@ mod bad_input;
 mod bridged;
 mod dpdk;
 mod fault;
+mod hotplug;
 mod migration;
 mod numbered;
 mod offload;
+mod queues;
 mod soak;
 mod storm;
 mod valgrind;
@@ -62,6 +64,7 @@ const CASES: &[Case] = &[
     both("vm/server-and-client", &[Need::Guests], vm::server_and_client),
     both("vm/client-and-client", &[Need::Guests], vm::client_and_client),
     both("vm/multiqueue", &[Need::Guests], vm::multiqueue),
+    both("vm/eight-queue-pairs", &[Need::Guests], queues::eight_pairs),
     both("vm/mtu-9000", &[Need::Guests], vm::mtu_9000),
     both("vm/guest-reboot", &[Need::Guests], vm::guest_reboot),
     both("vm/vswitchd-killed", &[Need::Guests], vm::vswitchd_killed),
@@ -134,6 +137,7 @@ const CASES: &[Case] = &[
         &[Need::Guests],
         numbered::packed,
     ),
+    both("vm/memory-hotplug", &[Need::Guests], hotplug::under_traffic),
     plugin("vm/no-hugepages", &[Need::Guests], vm::no_hugepages),
     plugin(
         "vm/dpdk/server-and-client",

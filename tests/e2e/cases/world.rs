@@ -88,6 +88,8 @@ pub struct Guest {
     pub nic: &'static str,
     /// Whether it can be moved.
     pub life: Life,
+    /// Slots for memory that is plugged in later.
+    pub dimms: u16,
 }
 
 impl Guest {
@@ -100,6 +102,7 @@ impl Guest {
             packed: false,
             nic: "",
             life: Life::Stays,
+            dimms: 0,
         }
     }
 }
@@ -214,6 +217,7 @@ impl World {
             packed: guest.packed,
             nic: guest.nic,
             life: guest.life,
+            dimms: guest.dimms,
         }
     }
 
