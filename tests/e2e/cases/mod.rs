@@ -121,6 +121,11 @@ const CASES: &[Case] = &[
         migration::stock_and_back,
     ),
     plugin(
+        "vm/plugin-and-back",
+        &[Need::Guests, Need::Hugepages],
+        migration::plugin_and_back,
+    ),
+    plugin(
         "vm/no-dpdk-build",
         &[Need::Guests, Need::NoDpdkTree],
         vm::no_dpdk_build,

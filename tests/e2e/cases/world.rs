@@ -29,8 +29,8 @@ const ALWAYS_ALLOWED: &[&str] = &[
     "TELEMETRY: No legacy callbacks",
 ];
 
-/// What the stock ports log when a peer goes away. Only for validating the harness against them.
-const STOCK_ALLOWED: &[&str] = &[
+/// What the stock ports log when a peer goes away. For runs that have them.
+pub const STOCK_ALLOWED: &[&str] = &[
     "VHOST_CONFIG: ",
     "Removing port '",
     "To restore connectivity after re-adding",
