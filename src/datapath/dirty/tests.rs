@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use super::RingLog;
 use crate::datapath::testing::*;
 use crate::datapath::{Direction, Queue, RingConfig, TxSlot};
-use crate::memory::{DirtyLog, GuestAddr, WriteLog, LOG_PAGE};
+use crate::memory::{DirtyLog, GuestAddr, InflightLayout, InflightMem, InflightQueue, WriteLog, LOG_PAGE};
 use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::*;
+use crate::virtio::net_hdr::{Offload, GSO_TCPV4, NEEDS_CSUM};
 
 /// Where the ring, the indirect tables and the buffers are: two regions, far apart, the second mapped anywhere.
 const RING: u64 = 0x10_0000;
@@ -119,6 +120,11 @@ struct World<D> {
 impl<D: DeviceArea> World<D> {
     fn new(direction: Direction, features: Features, seed: u64) -> Self {
         let mut noise = Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        // A driver that cuts segments itself, or one for whom they are cut.
+        let features = match noise.one_in(2) {
+            true => features | VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4,
+            false => features,
+        };
         let memory = Arc::new(GuestMemory::with_regions(&REGIONS));
         // Anywhere in its region where what the device writes falls across two pages.
         let driver = loop {
@@ -131,7 +137,10 @@ impl<D: DeviceArea> World<D> {
         };
         let queue = Queue::new(direction, Arc::new(|| {}));
         queue.set_enabled(true);
-        let config = driver.config(7);
+        let mut config = driver.config(7);
+        // What else may be done besides moving bytes, and so by the same code.
+        config.offloads = noise.one_in(2);
+        config.inflight = noise.one_in(2).then(|| part(features));
         let bits = GuestMemory::new(LOG_BYTES);
         let log = Arc::new(DirtyLog::map(LOG_BYTES, 0, bits.file()).unwrap());
         let device = GuestAddr(config.device.0 - FRONTEND_OFFSET);
@@ -276,6 +285,21 @@ impl<D: DeviceArea> World<D> {
         }
     }
 
+    /// Frames of all lengths; some to be cut into segments, where the ring takes such.
+    fn frames(&mut self) -> Vec<(Vec<u8>, Offload)> {
+        let count = self.noise.within(1..33);
+        let mut frames = Vec::new();
+        for seed in 0..count {
+            let limit = if self.noise.one_in(8) { 9000 } else { 1514 };
+            let len = usize::try_from(self.noise.within(1..limit)).unwrap();
+            frames.push(match self.config.offloads && self.noise.one_in(4) {
+                true => segments(len),
+                false => (frame(len, u8::try_from(seed).unwrap()), Offload::default()),
+            });
+        }
+        frames
+    }
+
     /// One burst in the queue's direction.
     fn burst(&mut self) {
         match self.direction {
@@ -283,15 +307,11 @@ impl<D: DeviceArea> World<D> {
                 self.queue.dequeue(&mut Pool::new(32, 2048).slots());
             }
             Direction::Enqueue => {
-                let count = self.noise.within(1..33);
-                let frames: Vec<_> = (0..count)
-                    .map(|seed| {
-                        let limit = if self.noise.one_in(8) { 9000 } else { 1514 };
-                        let len = usize::try_from(self.noise.within(1..limit)).unwrap();
-                        frame(len, u8::try_from(seed).unwrap())
-                    })
+                let frames = self.frames();
+                let slots: Vec<_> = frames
+                    .iter()
+                    .map(|(frame, offload)| TxSlot::with_offload(frame, *offload))
                     .collect();
-                let slots: Vec<_> = frames.iter().map(|frame| TxSlot::new(frame)).collect();
                 self.queue.enqueue(&slots, 0);
             }
         }
@@ -364,6 +384,34 @@ impl<D: DeviceArea> World<D> {
             }
         }
     }
+}
+
+/// An in-flight buffer for one ring.
+fn part(features: Features) -> InflightQueue {
+    let layout = match features.contains(VIRTIO_F_RING_PACKED) {
+        true => InflightLayout::Packed,
+        false => InflightLayout::Split,
+    };
+    let (desc, file) = InflightMem::create(1, ENTRIES, layout).unwrap();
+    let mem = Arc::new(InflightMem::map(desc, layout, &file).unwrap());
+    mem.queue(0, ENTRIES, layout).unwrap()
+}
+
+/// TCP over IPv4 with `len` bytes of payload, to be cut into segments of 700.
+fn segments(len: usize) -> (Vec<u8>, Offload) {
+    let mut frame = vec![0x22; 54 + len];
+    frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6]);
+    frame[16..18].copy_from_slice(&u16::try_from(40 + len).unwrap().to_be_bytes());
+    frame[46..48].copy_from_slice(&[0x50, 0x10]);
+    let offload = Offload {
+        flags: NEEDS_CSUM,
+        gso_type: GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: 700,
+        csum_start: 34,
+        csum_offset: 16,
+    };
+    (frame, offload)
 }
 
 /// The pages in which the memory differs.
