@@ -40,9 +40,7 @@ const ALWAYS: Features = features::VIRTIO_NET_F_GUEST_CSUM
     .with(features::VIRTIO_F_VERSION_1)
     .with(features::VIRTIO_F_RING_PACKED)
     // Every ring gives its buffers back in the order it took them, negotiated or not.
-    .with(features::VIRTIO_F_IN_ORDER)
-    // A queue is reset as a vring is stopped (GET_VRING_BASE), set up and kicked, which concerns no other.
-    .with(features::VIRTIO_F_RING_RESET);
+    .with(features::VIRTIO_F_IN_ORDER);
 
 /// What a guest may leave to us, where Open vSwitch has words for it.
 const WITH_OFFLOADS: Features = features::VIRTIO_NET_F_CSUM
@@ -86,9 +84,6 @@ pub fn protocol_features(mode: Mode, switches: Switches, mtu: bool) -> ProtocolF
 mod tests {
     use super::*;
 
-    /// What stock ports have not.
-    const MORE: Features = features::VIRTIO_F_RING_RESET;
-
     #[test]
     fn the_offer_is_that_of_stock_ports() {
         let (on, off) = (
@@ -106,7 +101,8 @@ mod tests {
         ];
         for (mode, switches, stock) in rows {
             let offered = features(mode, switches);
-            assert_eq!(offered, Features(stock).with(MORE), "{mode:?} {switches:?}");
+            // Not one bit more: a guest that acknowledged it could not go back to a stock port while it runs.
+            assert_eq!(offered, Features(stock), "{mode:?} {switches:?}");
         }
     }
 }
