@@ -90,12 +90,21 @@ impl TestPort {
         self.0.send(queue, &slots);
     }
 
-    /// One burst from queue `queue`.
-    fn receive(&self, queue: u16) -> Vec<Vec<u8>> {
+    /// One burst from queue `queue`, announcements included.
+    fn burst(&self, queue: u16) -> Vec<Vec<u8>> {
         let mut pool = Pool::new(32, 2048);
         let mut slots = pool.slots();
         let count = self.0.rx_queue(queue).expect("a queue").dequeue(&mut slots);
         slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+    }
+
+    /// One burst of what the guest sent. A guest that comes back is announced first.
+    fn receive(&self, queue: u16) -> Vec<Vec<u8>> {
+        let is_announcement = |frame: &Vec<u8>| frame[12..14] == [0x80, 0x35];
+        match self.burst(queue) {
+            frames if frames.first().is_some_and(is_announcement) => self.burst(queue),
+            frames => frames,
+        }
     }
 }
 
@@ -590,6 +599,20 @@ fn transfer(
 fn the_devices_own_state_moves_from_port_to_port() {
     let (from, to) = (TestPort::new("state-from"), TestPort::new("state-to"));
     let mut guest = Guest::<Driver>::new(&from, 1, SPLIT);
+    for index in 0..2 {
+        guest.start(index, 0);
+        guest.enable(index, true);
+    }
+    guest.settle();
+    eventually("the pair runs", || from.0.carrier());
+    let mut heard = vec![0xff; 6];
+    heard.extend([0x52, 0x54, 0, 0, 0, 9]);
+    heard.resize(60, 0);
+    guest.transmit(1, &[heard.clone(), heard]);
+    assert_eq!(from.receive(0).len(), 2);
+    let bases = [0, 1].map(|vring| guest.frontend.get_vring_base(vring).expect("it stops"));
+    assert_eq!(bases, [0, 2]);
+    let left = 2;
     let (mut reader, writer) = transfer(&guest, VhostTransferStateDirection::SAVE).expect("saved");
     drop(writer);
     let mut state = Vec::new();
@@ -597,11 +620,28 @@ fn the_devices_own_state_moves_from_port_to_port() {
     assert!(state.starts_with(b"ovsvhost"));
     guest.frontend.check_device_state().expect("it went well");
 
-    let destination = Guest::<Driver>::new(&to, 1, SPLIT);
+    let mut destination = Guest::<Driver>::new(&to, 1, SPLIT);
+    for ring in &mut destination.rings {
+        ring.driver.set_used_idx(left);
+    }
     let (_, mut writer) = transfer(&destination, VhostTransferStateDirection::LOAD).expect("to be loaded");
     writer.write_all(&state).expect("room");
     drop(writer);
     destination.frontend.check_device_state().expect("it went well");
+
+    // The guest was heard there, and is silent here: it is announced all the same.
+    for index in 0..2 {
+        destination.start(index, left);
+        destination.enable(index, true);
+    }
+    destination.settle();
+    eventually("the pair runs", || to.0.carrier());
+    let announced = to.burst(0);
+    assert_eq!(announced.len(), 1, "{announced:?}");
+    assert_eq!(announced[0][6..12], [0x52, 0x54, 0, 0, 0, 9]);
+    for vring in 0..2 {
+        destination.frontend.get_vring_base(vring).expect("it stops");
+    }
 
     // Nothing, noise, and a state of a device that runs.
     let again = destination.frontend.check_device_state();

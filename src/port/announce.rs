@@ -19,9 +19,9 @@ const FRESH: [u16; 2] = [0, 0x8000];
 /// A guest, as a port remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Guest {
-    mac: [u8; 6],
+    pub(super) mac: [u8; 6],
     /// Where its transmitq was left.
-    left: u16,
+    pub(super) left: u16,
 }
 
 impl Port {

@@ -498,6 +498,7 @@ impl PortDevice {
         let state = DeviceState {
             mtu: self.mtu,
             mac: self.mac,
+            guest: *self.port.guest.lock(),
         };
         let begun = match transfer {
             _ if self.vrings.iter().any(|vring| vring.running) => Err(StateError::Running),
@@ -519,8 +520,9 @@ impl PortDevice {
     fn check_state(&mut self) -> Response {
         match std::mem::take(&mut self.moving).check() {
             Ok(None) => Response::U64(0),
-            Ok(Some(DeviceState { mtu, mac })) => {
+            Ok(Some(DeviceState { mtu, mac, guest })) => {
                 (self.mtu, self.mac) = (mtu, mac);
+                *self.port.guest.lock() = guest;
                 Response::U64(0)
             }
             Err(error) => {

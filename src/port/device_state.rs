@@ -1,26 +1,30 @@
 //! What a port itself knows of its guest, on its way from one back-end to another (SET_DEVICE_STATE_FD).
 //!
 //! Rings and memory are not part of it: their state moves with the guest's memory and the vring bases. What is left is what
-//! the front-end said once and may not say again.
+//! the front-end said once and may not say again, and who the guest is: the port that it comes to announces it at once.
 
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{fcntl_getfl, fcntl_setfl, fstat, FileType, OFlags};
 use rustix::io::Errno;
 
+use super::announce::Guest;
+
 /// What it begins with, so that nobody takes another device's for it.
 const MAGIC: [u8; 8] = *b"ovsvhost";
 const VERSION: u16 = 1;
 /// Bytes of it.
-const SIZE: usize = 18;
+const SIZE: usize = 26;
 
 /// A port's own state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DeviceState {
     /// What NET_SET_MTU said.
     pub(super) mtu: Option<u16>,
-    /// The guest's address, if a front-end brought one along.
+    /// The address in the configuration space, if a front-end brought one along.
     pub(super) mac: Option<[u8; 6]>,
+    /// The guest that was heard on the port, and where its transmitq was left.
+    pub(super) guest: Option<Guest>,
 }
 
 /// Why a state does not move.
@@ -51,18 +55,27 @@ impl DeviceState {
         let [v0, v1] = VERSION.to_le_bytes();
         let [t0, t1] = self.mtu.unwrap_or(0).to_le_bytes();
         let [a0, a1, a2, a3, a4, a5] = self.mac.unwrap_or_default();
+        let nobody = Guest { mac: [0; 6], left: 0 };
+        let Guest { mac, left } = self.guest.unwrap_or(nobody);
+        let ([g0, g1, g2, g3, g4, g5], [l0, l1]) = (mac, left.to_le_bytes());
         [
-            m0, m1, m2, m3, m4, m5, m6, m7, v0, v1, t0, t1, a0, a1, a2, a3, a4, a5,
+            m0, m1, m2, m3, m4, m5, m6, m7, v0, v1, t0, t1, a0, a1, a2, a3, a4, a5, g0, g1, g2, g3, g4, g5,
+            l0, l1,
         ]
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<DeviceState, StateError> {
         let bytes: [u8; SIZE] = bytes.try_into().map_err(|_| StateError::Size(bytes.len()))?;
-        let [.., t0, t1, a0, a1, a2, a3, a4, a5] = bytes;
+        let [.., t0, t1, a0, a1, a2, a3, a4, a5, g0, g1, g2, g3, g4, g5, l0, l1] = bytes;
         let (mtu, mac) = (u16::from_le_bytes([t0, t1]), [a0, a1, a2, a3, a4, a5]);
+        let guest = Guest {
+            mac: [g0, g1, g2, g3, g4, g5],
+            left: u16::from_le_bytes([l0, l1]),
+        };
         let state = DeviceState {
             mtu: (mtu != 0).then_some(mtu),
             mac: (mac != [0; 6]).then_some(mac),
+            guest: (guest.mac != [0; 6]).then_some(guest),
         };
         // What comes out as it went in has the right beginning, too.
         (state.to_bytes() == bytes)
@@ -144,6 +157,10 @@ mod tests {
     const STATE: DeviceState = DeviceState {
         mtu: Some(9000),
         mac: Some([2, 0, 0, 0, 0, 1]),
+        guest: Some(Guest {
+            mac: [2, 0, 0, 0, 0, 2],
+            left: 0x8003,
+        }),
     };
 
     #[test]
@@ -167,7 +184,7 @@ mod tests {
         let mut newer = good;
         newer[8] = 2;
         let long = [good.as_slice(), &[0]].concat();
-        for bytes in [&newer[..], &good[..17], &long, &[], &[0; 18], &[7; 5000]] {
+        for bytes in [&newer[..], &good[..25], &long, &[], &[0; 26], &[7; 5000]] {
             let (reader, mut writer) = std::io::pipe().unwrap();
             let moving = Moving::load(reader.into()).unwrap();
             writer.write_all(bytes).unwrap();
