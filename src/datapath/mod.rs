@@ -2,7 +2,8 @@
 //!
 //! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
 //! `ring::Ring`, compiled once per feature set (`set`): `split` or `packed`. What they have in common is in `frame`,
-//! which moves frames between slots and chains, and `ahead`, which looks chains up before they are used.
+//! which moves frames between slots and chains, `ahead`, which looks chains up before they are used, and `miss`, for
+//! chains that an IOMMU hides.
 
 #![deny(
     clippy::unwrap_used,
@@ -26,6 +27,7 @@ mod config;
 mod counters;
 mod frame;
 mod gate;
+mod miss;
 mod packed;
 mod queue;
 mod rarp;
@@ -36,7 +38,7 @@ mod split;
 
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
-pub use queue::{Queue, Sent, Waker};
+pub use queue::{Queue, Sent, Wake, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot};
 

@@ -40,6 +40,15 @@ impl Access {
     }
 }
 
+/// An address that no translation is known for which allows what the device wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Miss {
+    /// The I/O virtual address.
+    pub iova: GuestAddr,
+    /// What the device wants to do there.
+    pub access: Access,
+}
+
 /// A run of I/O virtual addresses, of one or more, which may end with the last there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IovaRange {
@@ -63,6 +72,11 @@ impl IovaRange {
     /// The first address.
     pub fn first(self) -> GuestAddr {
         GuestAddr(self.first)
+    }
+
+    /// How many they are, which for all there are is one too few.
+    pub fn size(self) -> u64 {
+        (self.last - self.first).saturating_add(1)
     }
 
     /// Whether `addr` is one of them.

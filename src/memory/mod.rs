@@ -34,7 +34,7 @@ mod table;
 pub use addr::{FrontendAddr, GuestAddr};
 pub use copy::GuestSlice;
 pub use error::MemError;
-pub use iotlb::{Access, Iotlb, IovaRange, Translation, MAX_TRANSLATIONS};
+pub use iotlb::{Access, Iotlb, IovaRange, Miss, Translation, MAX_TRANSLATIONS};
 pub use mapping::Mapping;
 pub use region::{Region, RegionDesc};
 pub use table::{Cursor, MemTable, Unmapped, MAX_REGIONS};

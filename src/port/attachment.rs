@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use crate::datapath::RingFault;
-use crate::vhost_user::{Connection, Next, Offer, ReceiveError, Received, SendError, Session, SessionError};
+use crate::vhost_user::{
+    Answer, BackendChannel, BackendError, Connection, Next, Offer, ProtocolFeatures, ReceiveError, Received,
+    SendError, Session, SessionError,
+};
 
-use super::control::{Reactor, Source};
+use super::control::{Reactor, Source, Watched};
 use super::device::PortDevice;
 use super::offer;
 use super::shared::{Port, PortId};
@@ -20,6 +23,8 @@ use super::MAX_QUEUE_PAIRS;
 /// How long a front-end may take over one message, from its first byte to its last, and over taking
 /// the answer. It talks to us over a local socket; a second is an age.
 pub(super) const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Answers taken from one back-end channel before others get their turn.
+const ANSWERS_PER_TURN: usize = 64;
 /// Memory regions a front-end may add one by one, as libvhost-user offers.
 const MEM_SLOTS: u64 = 509;
 
@@ -28,6 +33,8 @@ pub(super) struct Attachment {
     connection: Connection,
     session: Session,
     pub(super) device: PortDevice,
+    /// Where requests of ours go, once the front-end has said.
+    backend: Option<Watched<BackendChannel>>,
     /// Since when a message, or our answer to one, is under way.
     busy_since: Option<Instant>,
     /// Broken rings that were spoken of.
@@ -45,7 +52,7 @@ pub(super) struct Heard {
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
         let offer = Offer {
-            features: offer::features(port.switches).0,
+            features: offer::features(port.switches, port.mode()).0,
             protocol_features: offer::protocol_features(port.switches).0,
             queue_pairs: MAX_QUEUE_PAIRS,
             mem_slots: MEM_SLOTS,
@@ -54,6 +61,7 @@ impl Attachment {
             connection: Connection::new(stream),
             session: Session::new(offer),
             device: PortDevice::new(Arc::clone(&port)),
+            backend: None,
             port,
             busy_since: None,
             faults: Vec::new(),
@@ -88,6 +96,69 @@ impl Attachment {
                 refused,
             })),
         }
+    }
+
+    /// Sends what the device has to ask. Says what went wrong, for the log.
+    pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<String> {
+        let mut notes = self.device.iommu.take_notes();
+        if let Some(channel) = self.device.take_backend() {
+            // The one before is taken from the reactor first: it may have had the same number.
+            self.backend = None;
+            match reactor.watch(channel, Source::Backend(id)) {
+                Ok(channel) => self.backend = Some(channel),
+                Err(error) => notes.push(format!("back-end channel cannot be watched: {error}")),
+            }
+        }
+        let requests = self.device.iommu.take_outgoing();
+        let reply_ack = self
+            .session
+            .protocol_features()
+            .contains(ProtocolFeatures::REPLY_ACK);
+        for request in requests {
+            match self
+                .backend
+                .as_mut()
+                .map(|channel| channel.inner.send(request, reply_ack))
+            {
+                Some(Ok(())) => {}
+                Some(Err(error)) => notes.push(self.lose_backend(&error)),
+                None => {
+                    notes.push(format!(
+                        "{}: there is no back-end channel to ask on",
+                        request.name()
+                    ));
+                    break;
+                }
+            }
+        }
+        self.arm_backend(reactor, id);
+        notes
+    }
+
+    /// Takes answers from the back-end channel. Says what went wrong, for the log.
+    pub(super) fn take_answers(&mut self, reactor: &Reactor, id: PortId) -> Option<String> {
+        for _ in 0..ANSWERS_PER_TURN {
+            match self.backend.as_mut()?.inner.receive() {
+                Ok(Answer::To(request, _)) => self.device.answered(request),
+                Ok(Answer::None) => break,
+                Err(error) => return Some(self.lose_backend(&error)),
+            }
+        }
+        self.arm_backend(reactor, id);
+        None
+    }
+
+    fn arm_backend(&self, reactor: &Reactor, id: PortId) {
+        if let Some(channel) = &self.backend {
+            let output = channel.inner.output_waiting();
+            reactor.rearm(channel.inner.as_fd(), Source::Backend(id), output);
+        }
+    }
+
+    fn lose_backend(&mut self, error: &BackendError) -> String {
+        self.backend = None;
+        self.device.iommu.forget_questions();
+        error.to_string()
     }
 
     /// When the front-end will have taken too long, if it is at something.

@@ -1,7 +1,7 @@
 //! The control thread: one for all ports. It alone speaks to front-ends, and nothing it does waits for
 //! one: every socket is non-blocking, every wait has an end, and everybody's turn is bounded.
 //!
-//! Main sends it commands; poll threads poke it when a ring breaks. It takes no lock that another
+//! Main sends it commands; poll threads poke it when a ring breaks or misses an address. It takes no lock that another
 //! thread holds for longer than it takes to copy a few words, and it never waits for Open vSwitch's RCU.
 
 use std::collections::BTreeMap;
@@ -90,46 +90,58 @@ pub(super) enum Source {
     Watches,
     Listener(PortId),
     Connection(PortId),
+    Backend(PortId),
 }
 
-/// A source as epoll carries it: the port's number, then two bits that say what it is.
+/// A source as epoll carries it: the port's number, then three bits that say what it is.
 impl Source {
     fn data(self) -> EventData {
         EventData::new_u64(match self {
             Source::Wake => 0,
             Source::Watches => 1,
-            Source::Listener(id) => id.0 << 2 | 2,
-            Source::Connection(id) => id.0 << 2 | 3,
+            Source::Listener(id) => id.0 << 3 | 2,
+            Source::Connection(id) => id.0 << 3 | 3,
+            Source::Backend(id) => id.0 << 3 | 4,
         })
     }
 
     fn of(data: u64) -> Source {
-        let id = PortId(data >> 2);
-        match data & 3 {
+        let id = PortId(data >> 3);
+        match data & 7 {
             0 => Source::Wake,
             1 => Source::Watches,
             2 => Source::Listener(id),
-            _ => Source::Connection(id),
+            3 => Source::Connection(id),
+            _ => Source::Backend(id),
         }
     }
 }
 
 /// What peers register with: readiness of descriptors, appearance of files.
 pub(super) struct Reactor {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     pub(super) watches: Watches<PortId>,
 }
 
 impl Reactor {
     fn new() -> io::Result<Reactor> {
         Ok(Reactor {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
             watches: Watches::new()?,
         })
     }
 
     pub(super) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, source.data(), EventFlags::IN)?)
+    }
+
+    /// Adds what came from a front-end: see [`Watched`].
+    pub(super) fn watch<T: AsFd>(&self, inner: T, source: Source) -> io::Result<Watched<T>> {
+        self.add(inner.as_fd(), source)?;
+        Ok(Watched {
+            inner,
+            epoll: Arc::clone(&self.epoll),
+        })
     }
 
     /// Asks also for readiness to write, or no more.
@@ -145,6 +157,19 @@ impl Reactor {
 
     pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, fd);
+    }
+}
+
+/// A descriptor that a front-end sent, watched until dropped. Closing it would not be enough: the front-end may keep its
+/// own copy open, and epoll would go on to tell of that.
+pub(super) struct Watched<T: AsFd> {
+    pub(super) inner: T,
+    epoll: Arc<OwnedFd>,
+}
+
+impl<T: AsFd> Drop for Watched<T> {
+    fn drop(&mut self) {
+        let _ = epoll::delete(&self.epoll, self.inner.as_fd());
     }
 }
 
@@ -195,6 +220,7 @@ impl ControlThread {
             }
             Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
             Source::Connection(id) => self.with(id, |peer, reactor| peer.readable(reactor, now)),
+            Source::Backend(id) => self.with(id, |peer, reactor| peer.answered(reactor, now)),
         }
     }
 
@@ -232,6 +258,15 @@ impl ControlThread {
             .collect();
         for id in broken {
             self.with(id, |peer, _| peer.rings_broke(now));
+        }
+        let missing: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| p.port().take_misses())
+            .map(Peer::id)
+            .collect();
+        for id in missing {
+            self.with(id, |peer, reactor| peer.rings_missed(reactor, now));
         }
     }
 
@@ -323,6 +358,7 @@ mod tests {
             Source::Watches,
             Source::Listener(id),
             Source::Connection(id),
+            Source::Backend(id),
         ] {
             assert_eq!(Source::of(source.data().u64()), source);
         }

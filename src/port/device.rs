@@ -3,6 +3,10 @@
 //! Settings are staged per vring as they arrive, in whatever order; a ring starts when everything it
 //! needs is there, from settings validated as a whole, and nothing of a running ring is ever changed in
 //! place: it is stopped, and started again from what is staged then.
+//!
+//! Behind an IOMMU (VIRTIO_F_ACCESS_PLATFORM) a ring needs one thing more, the translations of where it lies. It asks
+//! for them, and starts with the one that brings the last. If one is taken back, the ring stops before that is
+//! answered, and asks again; to everybody else it is up meanwhile.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -10,10 +14,15 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
-use crate::memory::{MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
-use crate::vhost_user::{Device, Refusal, Request, Response, VringAddr};
+use crate::memory::{
+    Access, GuestAddr, IovaRange, MemError, MemTable, Region, RegionDesc, Translation, MAX_REGIONS,
+};
+use crate::vhost_user::{
+    BackendChannel, BackendRequest, Device, IotlbRequest, Refusal, Request, Response, VringAddr,
+};
 use crate::virtio::features::{self, Features};
 
+use super::iommu::Iommu;
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
@@ -33,7 +42,12 @@ struct Vring {
     call: Option<Arc<OwnedFd>>,
     err: Option<OwnedFd>,
     enabled: bool,
+    /// A ring was started, and nobody but the IOMMU has stopped it.
+    up: bool,
+    /// It is there.
     running: bool,
+    /// Behind an IOMMU: there may be misses that were not asked for yet.
+    to_search: bool,
 }
 
 /// The device that a front-end sees. Lives as long as its connection.
@@ -43,6 +57,11 @@ pub(super) struct PortDevice {
     /// The device status, once the front-end uses it: then rings wait for `DRIVER_OK`.
     status: Option<u8>,
     memory: Arc<MemTable>,
+    /// The same as rings see it: behind an IOMMU, if there is one.
+    view: Arc<MemTable>,
+    pub(super) iommu: Iommu,
+    /// A channel that nobody has taken over yet.
+    backend: Option<BackendChannel>,
     /// Regions that were added once more while they were there: QEMU adds each, and removes each, once per
     /// queue pair.
     added_again: Vec<RegionDesc>,
@@ -58,7 +77,10 @@ impl PortDevice {
             port,
             features: None,
             status: None,
-            memory: Arc::new(MemTable::default()),
+            memory: Arc::default(),
+            view: Arc::default(),
+            iommu: Iommu::default(),
+            backend: None,
             added_again: Vec::new(),
             vrings: Vec::new(),
             mtu: None,
@@ -104,11 +126,11 @@ impl PortDevice {
 
     fn numa(&self) -> Option<i32> {
         let ring = self.vrings.first()?.address.as_ref()?;
-        self.memory.frontend(ring.desc, 1)?.numa_node()
+        self.view.ring_area(ring.desc, 1, Access::Read)?.numa_node()
     }
 
     fn usable(&self, vring: &Vring) -> bool {
-        vring.running && self.enabled(vring)
+        vring.up && self.enabled(vring)
     }
 
     /// Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
@@ -136,8 +158,8 @@ impl PortDevice {
         queue.set_enabled(enabled);
         let running = self.vring(index).running;
         let result = match config {
-            Some(config) if !running => queue.start(config).map(|()| self.vring(index).running = true),
-            None if running => {
+            Some(config) if !running => self.start(config),
+            None if self.vring_ref(index).up => {
                 self.stop(index);
                 Ok(())
             }
@@ -146,6 +168,28 @@ impl PortDevice {
         let usable = self.usable(self.vring_ref(index));
         self.port.set_usable(index, usable);
         result
+    }
+
+    /// Starts a ring, or asks for what it misses.
+    fn start(&mut self, config: RingConfig) -> Result<(), RingError> {
+        let (port, index, areas) = (Arc::clone(&self.port), config.index, config.areas());
+        match port.queue(index).start(config) {
+            Ok(()) => {
+                let behind_iommu = self.behind_iommu();
+                let vring = self.vring(index);
+                (vring.up, vring.running, vring.to_search) = (true, true, behind_iommu);
+                Ok(())
+            }
+            Err(error) if self.behind_iommu() && error.is_unmapped() => {
+                if !self.iommu.ask_for_ring(&self.view, &areas) {
+                    self.iommu.note(format!(
+                        "{error}; the pages of a ring must lie together in memory"
+                    ));
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn vring_ref(&self, index: u16) -> &Vring {
@@ -168,7 +212,7 @@ impl PortDevice {
             device: address.used,
             base: vring.base,
             features: self.features?,
-            mem: Arc::clone(&self.memory),
+            mem: Arc::clone(&self.view),
             call: vring.call.clone(),
         })
     }
@@ -177,14 +221,14 @@ impl PortDevice {
     fn stop(&mut self, index: u16) {
         let base = self.port.queue(index).stop();
         let vring = self.vring(index);
-        vring.running = false;
+        (vring.up, vring.running) = (false, false);
         vring.base = base.unwrap_or(vring.base);
         self.port.set_usable(index, false);
     }
 
     /// Changes what is staged for a vring: with the ring stopped, and started again if it still can be.
     fn change(&mut self, index: u16, change: impl FnOnce(&mut Vring)) -> Result<Response, Refusal> {
-        if self.vring(index).running {
+        if self.vring(index).up {
             self.stop(index);
         }
         change(self.vring(index));
@@ -197,11 +241,12 @@ impl PortDevice {
     fn change_all(&mut self, change: impl FnOnce(&mut Self)) {
         let all = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
         for index in all.clone() {
-            if self.vring(index).running {
+            if self.vring(index).up {
                 self.stop(index);
             }
         }
         change(self);
+        self.look_through_iommu();
         for index in all {
             if let Err(error) = self.settle(index) {
                 // A memory table is replaced region by region: a ring whose region is not there yet
@@ -252,10 +297,15 @@ impl PortDevice {
             // QEMU says it once per queue pair, the later ones while the first may run.
             return Ok(Response::Done);
         }
-        if self.vrings.iter().any(|v| v.running) {
+        if self.vrings.iter().any(|v| v.up) {
             return Err(Refusal::new("features cannot change while a vring runs"));
         }
-        self.change_all(|device| device.features = Some(features));
+        self.change_all(|device| {
+            device.features = Some(features);
+            if !device.behind_iommu() {
+                device.iommu.clear();
+            }
+        });
         Ok(Response::Done)
     }
 
@@ -264,10 +314,13 @@ impl PortDevice {
         self.stop(index);
         let vring = self.vring(index);
         vring.kicked = false;
-        Response::VringState {
-            index,
-            num: vring.base,
+        let num = vring.base;
+        if self.behind_iommu() && !self.vrings.iter().any(|v| v.kicked) {
+            // The device stops. QEMU tells of no more invalidates, not even of those of a guest that boots anew.
+            self.iommu.clear();
+            self.look_through_iommu();
         }
+        Response::VringState { index, num }
     }
 
     fn set_enable(&mut self, index: u16, enable: bool) -> Result<Response, Refusal> {
@@ -290,6 +343,7 @@ impl PortDevice {
                 vring.kicked = false;
                 vring.enabled = false;
             }
+            device.iommu.clear();
         });
         Response::Done
     }
@@ -297,6 +351,110 @@ impl PortDevice {
     fn set_mtu(&mut self, mtu: u16) -> Response {
         self.mtu = Some(mtu);
         Response::Done
+    }
+}
+
+/// Behind an IOMMU.
+impl PortDevice {
+    fn behind_iommu(&self) -> bool {
+        self.features
+            .is_some_and(|features| features.contains(features::VIRTIO_F_ACCESS_PLATFORM))
+    }
+
+    /// The channel that the front-end has handed over since the last call.
+    pub(super) fn take_backend(&mut self) -> Option<BackendChannel> {
+        self.backend.take()
+    }
+
+    /// Makes the rings' view of memory anew. Rings that run have yet to be given it.
+    fn look_through_iommu(&mut self) {
+        self.view = match self.behind_iommu() {
+            true => Arc::new(self.memory.behind(self.iommu.iotlb())),
+            false => Arc::clone(&self.memory),
+        };
+    }
+
+    fn iotlb(&mut self, request: IotlbRequest) -> Result<Response, Refusal> {
+        if !self.behind_iommu() {
+            return Err(Refusal::new("VIRTIO_F_ACCESS_PLATFORM is not negotiated"));
+        }
+        match request {
+            IotlbRequest::Update(translation) => self.update(translation)?,
+            IotlbRequest::Invalidate(range) => self.iommu.invalidate(range),
+        }
+        self.look_through_iommu();
+        for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
+            // Behind this line no burst uses the view before: only then is the front-end answered.
+            if let Some(base) = self.port.queue(index).replace_mem(&self.view) {
+                let vring = self.vring(index);
+                (vring.running, vring.base) = (false, base);
+            }
+        }
+        self.settle_waiting();
+        self.search();
+        Ok(Response::Done)
+    }
+
+    fn update(&mut self, translation: Translation) -> Result<(), Refusal> {
+        let Translation { target, iova, .. } = translation;
+        if !self.memory.holds(target, iova.size()) {
+            return Err(Refusal::new(format!(
+                "IOTLB update: {target} and the {:#x} bytes behind it are not all in memory regions",
+                iova.size()
+            )));
+        }
+        let vrings = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        let rings = vrings.filter_map(|index| self.ready(index));
+        let areas = rings.flat_map(|config| config.areas());
+        let keep: Vec<_> = areas
+            .filter_map(|area| IovaRange::new(GuestAddr(area.addr.0), area.bytes.into()))
+            .collect();
+        self.iommu.update(translation, &keep);
+        Ok(())
+    }
+
+    /// Starts the rings that waited for translations, if they are complete now.
+    fn settle_waiting(&mut self) {
+        for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
+            let vring = self.vring_ref(index);
+            if !vring.kicked || vring.running {
+                continue;
+            }
+            if let Err(error) = self.settle(index) {
+                self.iommu
+                    .note(format!("{error}; it stops until it is set up again"));
+            }
+        }
+    }
+
+    /// A burst met addresses that are missing: asks for them, and for whatever else the ring will need.
+    pub(super) fn met_misses(&mut self) {
+        for (queue, vring) in self.port.queues.iter().zip(&mut self.vrings) {
+            vring.to_search |= vring.running && queue.has_missed();
+        }
+        self.search();
+    }
+
+    /// The front-end has answered a question of ours. If it could not, and a ring still waits, it is asked again.
+    pub(super) fn answered(&mut self, request: BackendRequest) {
+        self.iommu.answered(request);
+        self.settle_waiting();
+        self.met_misses();
+    }
+
+    /// Looks through the rings that may miss something, as long as questions may be asked.
+    fn search(&mut self) {
+        for (queue, vring) in self.port.queues.iter().zip(&mut self.vrings) {
+            if !vring.to_search || !self.iommu.has_room() {
+                continue;
+            }
+            let mut all = true;
+            queue.misses(&mut |miss| {
+                all = self.iommu.ask(miss);
+                all
+            });
+            vring.to_search = !all;
+        }
     }
 }
 
@@ -318,7 +476,10 @@ impl Device for PortDevice {
             Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
-            Request::SetVringKick { index, .. } => self.change(index, |v| v.kicked = true),
+            Request::SetVringKick { index, .. } => {
+                self.iommu.forgive();
+                self.change(index, |v| v.kicked = true)
+            }
             Request::SetVringCall { index, fd } => {
                 let call = fd.map(eventfd).transpose()?.map(Arc::new);
                 self.change(index, |vring| vring.call = call)
@@ -328,6 +489,14 @@ impl Device for PortDevice {
                 Ok(Response::Done)
             }
             Request::SetVringEnable { index, enable } => self.set_enable(index, enable),
+            Request::SetBackendReqFd(fd) => {
+                self.backend = Some(BackendChannel::new(fd).map_err(Refusal::new)?);
+                // What was asked on the one before is not answered any more.
+                self.iommu.forget_questions();
+                self.settle_waiting();
+                Ok(Response::Done)
+            }
+            Request::Iotlb(request) => self.iotlb(request),
             Request::SetMtu(mtu) => Ok(self.set_mtu(mtu)),
             Request::SendRarp(mac) => {
                 self.port.queue(1).request_rarp(mac);

@@ -5,6 +5,7 @@
 //!
 //! * `options`, `lifecycle`, `tx_map`, `journal`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
+//! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
@@ -18,6 +19,7 @@ mod connector;
 mod control;
 mod control_side;
 mod device;
+mod iommu;
 mod journal;
 mod lifecycle;
 mod listener;

@@ -2,6 +2,7 @@
 //!
 //! A front-end may acknowledge by mask alone, so an offered bit is a promise.
 
+use super::options::Mode;
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::{self, Features};
 
@@ -33,11 +34,33 @@ const ALWAYS: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_F_IN_ORDER);
 
 /// The feature bits of a port (GET_FEATURES).
-pub(super) fn features(_switches: Switches) -> Features {
-    ALWAYS
+pub(super) fn features(switches: Switches, mode: Mode) -> Features {
+    // As the stock ports: a switch for client ports alone.
+    match switches.iommu && mode == Mode::Client {
+        true => ALWAYS.with(features::VIRTIO_F_ACCESS_PLATFORM),
+        false => ALWAYS,
+    }
 }
 
 /// The protocol feature bits of a port (GET_PROTOCOL_FEATURES).
 pub(super) fn protocol_features(_switches: Switches) -> ProtocolFeatures {
     ProtocolFeatures::SUPPORTED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_iommu_is_offered_to_front_ends_of_client_ports_and_only_when_the_operator_says_so() {
+        let offered = |iommu, mode| {
+            let switches = Switches {
+                iommu,
+                ..Switches::default()
+            };
+            features(switches, mode).contains(features::VIRTIO_F_ACCESS_PLATFORM)
+        };
+        assert!(offered(true, Mode::Client));
+        assert!(!offered(true, Mode::Server) && !offered(false, Mode::Client));
+    }
 }

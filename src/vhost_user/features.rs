@@ -42,6 +42,10 @@ impl ProtocolFeatures {
     pub const REPLY_ACK: ProtocolFeatures = ProtocolFeatures(1 << 3);
     /// NET_SET_MTU.
     pub const NET_MTU: ProtocolFeatures = ProtocolFeatures(1 << 4);
+    /// SET_BACKEND_REQ_FD: requests of the back-end.
+    pub const BACKEND_REQ: ProtocolFeatures = ProtocolFeatures(1 << 5);
+    /// The back-end may send descriptors with its requests. That it never does is its own affair.
+    pub const BACKEND_SEND_FD: ProtocolFeatures = ProtocolFeatures(1 << 10);
     /// RESET_DEVICE.
     pub const RESET_DEVICE: ProtocolFeatures = ProtocolFeatures(1 << 13);
     /// GET_MAX_MEM_SLOTS, ADD_MEM_REG, REM_MEM_REG.
@@ -55,6 +59,8 @@ impl ProtocolFeatures {
             | Self::RARP.0
             | Self::REPLY_ACK.0
             | Self::NET_MTU.0
+            | Self::BACKEND_REQ.0
+            | Self::BACKEND_SEND_FD.0
             | Self::RESET_DEVICE.0
             | Self::CONFIGURE_MEM_SLOTS.0
             | Self::STATUS.0,
@@ -96,6 +102,8 @@ mod tests {
             (ProtocolFeatures::RARP, "RARP"),
             (ProtocolFeatures::REPLY_ACK, "REPLY_ACK"),
             (ProtocolFeatures::NET_MTU, "NET_MTU"),
+            (ProtocolFeatures::BACKEND_REQ, "BACKEND_REQ"),
+            (ProtocolFeatures::BACKEND_SEND_FD, "BACKEND_SEND_FD"),
             (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
             (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS"),
             (ProtocolFeatures::STATUS, "STATUS"),
@@ -104,7 +112,7 @@ mod tests {
             assert_eq!(bit.to_string(), name);
             assert!(ProtocolFeatures::SUPPORTED.contains(bit), "{name}");
         }
-        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 7);
+        assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones(), 9);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use super::decode::{self, Decoded, Decoder, Malformed, Parts, VRING_NOFD};
 use super::features::ProtocolFeatures;
+use super::iotlb::{iotlb_msg, IOTLB_SIZE};
 use super::message::{
     Fields, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE, SINGLE_REGION_SIZE, U64_SIZE, VRING_ADDR_SIZE,
     VRING_STATE_SIZE,
@@ -185,9 +186,11 @@ const NUMBER: PayloadRule = PayloadRule::Exact(U64_SIZE);
 const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
 const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
 const REGION: PayloadRule = PayloadRule::Exact(SINGLE_REGION_SIZE);
+const IOTLB: PayloadRule = PayloadRule::Exact(IOTLB_SIZE);
 const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
 const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
 const NET_MTU: Gate = Gate::Negotiated(ProtocolFeatures::NET_MTU);
+const BACKEND: Gate = Gate::Negotiated(ProtocolFeatures::BACKEND_REQ);
 const RESET: Gate = Gate::Negotiated(ProtocolFeatures::RESET_DEVICE);
 const SLOTS: Gate = Gate::Negotiated(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
 const STATUS: Gate = Gate::Negotiated(ProtocolFeatures::STATUS);
@@ -222,8 +225,8 @@ pub static TABLE: [Row; 45] = {
     on( 18, "VHOST_USER_SET_VRING_ENABLE",      STATE,    None,      PF,      Ack, set_vring_enable),
     on( 19, "VHOST_USER_SEND_RARP",             NUMBER,   None,      RARP,    Ack, send_rarp),
     on( 20, "VHOST_USER_NET_SET_MTU",           NUMBER,   None,      NET_MTU, Ack, net_set_mtu),
-    off(21, "VHOST_USER_SET_BACKEND_REQ_FD"),
-    off(22, "VHOST_USER_IOTLB_MSG"),
+    on( 21, "VHOST_USER_SET_BACKEND_REQ_FD",    EMPTY,    One,       BACKEND, Ack, set_backend_req_fd),
+    on( 22, "VHOST_USER_IOTLB_MSG",             IOTLB,    None,      Open,    Ack, iotlb_msg),
     off(23, "VHOST_USER_SET_VRING_ENDIAN"),
     off(24, "VHOST_USER_GET_CONFIG"),
     off(25, "VHOST_USER_SET_CONFIG"),
@@ -283,7 +286,7 @@ mod tests {
     #[test]
     fn this_version_handles_these_requests_and_no_others() {
         let ids: Vec<u32> = handled().map(|(row, _)| row.id).collect();
-        let expected: Vec<u32> = (1..=5).chain(8..=20).chain([34]).chain(36..=40).collect();
+        let expected: Vec<u32> = (1..=5).chain(8..=22).chain([34]).chain(36..=40).collect();
         assert_eq!(ids, expected);
     }
 

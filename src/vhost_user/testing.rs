@@ -43,6 +43,11 @@ pub(super) fn state(index: u32, num: u32) -> Vec<u8> {
         .collect()
 }
 
+/// An IOTLB message.
+pub(super) fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
+    [numbers(&[iova, size, uaddr]), vec![perm, kind, 0, 0, 0, 0, 0, 0]].concat()
+}
+
 /// A memory regions description of `count` adjacent regions.
 pub(super) fn mem_table(count: u32) -> Vec<u8> {
     let mut payload = state(count, 0);
@@ -70,6 +75,8 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
         18 => (state(1, 1), 0),
         19 => (vec![0x52, 0x54, 0, 1, 2, 3, 0, 0], 0),
         20 => (numbers(&[1500]), 0),
+        21 => (Vec::new(), 1),
+        22 => (iotlb(0x1000, 0x1000, 0x7f00_0000_0000, 3, 2), 0),
         37 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
         38 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
         39 => (numbers(&[0xf]), 0),

@@ -49,6 +49,8 @@ pub struct Spec {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// The NIC is behind an IOMMU.
+    pub iommu: bool,
 }
 
 /// A running guest.
@@ -303,11 +305,28 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     } else {
         format!(",host_mtu={}", spec.mtu)
     };
+    // `nopt`: or Linux gives the NIC's domain no page tables.
+    let guest_iommu = if spec.iommu {
+        " intel_iommu=on iommu=nopt iommu.strict=1"
+    } else {
+        ""
+    };
     let append = format!(
-        "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}",
+        "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}{guest_iommu}",
         spec.id, spec.mtu
     );
     let mut command = tool("qemu-system-x86_64");
+    if spec.iommu {
+        // Before the NIC, which else would not be behind it.
+        command
+            .args(["-machine", "q35"])
+            .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
+    }
+    let nic_iommu = if spec.iommu {
+        ",iommu_platform=on,ats=on,disable-legacy=on"
+    } else {
+        ""
+    };
     command
         .args([
             "-nodefaults",
@@ -353,7 +372,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         .args([
             "-device",
             &format!(
-                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}",
+                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}{nic_iommu}",
                 mac(spec.id),
                 if spec.packed { "on" } else { "off" }
             ),

@@ -5,10 +5,11 @@ use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::frame::{self, own, put, scatter, Put, Writer, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
-use crate::memory::Cursor;
+use crate::memory::{Access, Cursor};
 use crate::virtio::chain::{Chain, DescRing, Writable};
 use crate::virtio::packed_ring::{PackedMem, Position, Used};
 
@@ -16,7 +17,7 @@ impl<const SET: usize> PackedRing<SET> {
     /// A burst to a ring whose next descriptor is available.
     pub(super) fn enqueue_available(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, staged, first) = (&self.mem, &mut self.staged, self.next);
-        let Some(mut cursor) = mem.mem().cursor(self.hint) else {
+        let Some(mut cursor) = mem.mem().cursor_to_write(self.hint) else {
             return Burst::default();
         };
         let mut ahead = look::<Writable>(mem, &mut cursor, first, burst(slots.len()));
@@ -79,10 +80,12 @@ impl<const SET: usize> PackedRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Write));
+        }
         self.finish(&tally, counters);
         Burst {
-            broken: fault.is_some(),
+            halted: fault.is_some(),
             ..outcome
         }
     }

@@ -5,9 +5,11 @@ use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::frame::{gather, take, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
+use crate::memory::Access;
 use crate::virtio::chain::{Chain, Readable};
 
 impl<const SET: usize> SplitRing<SET> {
@@ -56,12 +58,14 @@ impl<const SET: usize> SplitRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Read));
+        }
         self.finish(chains, &tally, counters);
         Burst {
             slots: frames,
             frames,
-            broken: fault.is_some(),
+            halted: fault.is_some(),
         }
     }
 }

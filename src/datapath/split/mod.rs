@@ -6,16 +6,19 @@
 mod dequeue;
 mod enqueue;
 
-use super::ahead::{Ahead, Plan};
+use std::sync::Arc;
+
+use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
-use super::config::{FaultReason, RingConfig, RingError, RingFault};
+use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
-use super::ring::{Burst, Ring};
+use super::miss::{self, Halt, Search};
+use super::ring::{Burst, Ring, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::Cursor;
-use crate::virtio::chain::{ChainError, DescRing, Direction};
-use crate::virtio::desc::VIRTQ_USED_F_NO_NOTIFY;
+use crate::memory::{Cursor, MemTable, Miss};
+use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
+use crate::virtio::desc::{Desc, VIRTQ_USED_F_NO_NOTIFY};
 use crate::virtio::features::VIRTIO_RING_F_EVENT_IDX;
 use crate::virtio::notify::driver_wants_call;
 use crate::virtio::ring::{RingAddrs, SplitMem};
@@ -30,7 +33,7 @@ struct SplitRing<const SET: usize> {
     hint: u16,
     vring: u16,
     call: Call,
-    fault: Option<FaultReason>,
+    halt: Option<Halt>,
 }
 
 /// Starts a split ring.
@@ -113,7 +116,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         hint: 0,
         vring,
         call,
-        fault: None,
+        halt: None,
     })
 }
 
@@ -156,11 +159,30 @@ impl<const SET: usize> Ring for SplitRing<SET> {
         self.mem.size()
     }
 
-    fn fault(&self) -> Option<RingFault> {
-        self.fault.map(|reason| RingFault {
-            vring: self.vring,
-            reason,
-        })
+    fn vring(&self) -> u16 {
+        self.vring
+    }
+
+    fn take_halt(&mut self) -> Option<Halt> {
+        self.halt.take()
+    }
+
+    fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool {
+        self.mem.replace_mem(mem)
+    }
+
+    fn misses(&self, direction: config::Direction, visit: &mut dyn FnMut(Miss) -> bool) {
+        let Some(search) = Search::new(self.mem.mem(), direction, visit) else {
+            return;
+        };
+        match direction {
+            config::Direction::Dequeue => self.search::<Readable>(search),
+            config::Direction::Enqueue => self.search::<Writable>(search),
+        }
+    }
+
+    fn look_ahead(&self, direction: config::Direction) -> Option<Miss> {
+        miss::peek(self.mem.mem(), self.soon()?, direction.access())
     }
 
     fn call(&self, counters: &Counters) {
@@ -183,18 +205,43 @@ impl<const SET: usize> SplitRing<SET> {
 
     #[cold]
     fn avail_jumped(&mut self, avail: u16) {
-        self.fault = Some(FaultReason::AvailJump {
+        self.halt = Some(Halt::Fault(FaultReason::AvailJump {
             avail,
             next: self.next,
             size: self.mem.size(),
-        });
+        }));
+    }
+
+    /// Looks at each available chain.
+    fn search<'m, D: Direction>(&'m self, mut search: Search<'_, 'm>) {
+        for at in 0..self.backlog() {
+            let head = self.mem.avail_entry(self.next.wrapping_add(at));
+            let chain = |first| Chain::<_, D>::new(&self.mem, head, first, Bits::<SET>::INDIRECT);
+            if self
+                .mem
+                .desc(head)
+                .and_then(|first| search.chain(chain(first)))
+                .is_none()
+            {
+                break;
+            }
+        }
+    }
+
+    /// The first descriptor of a chain that is due a burst from now, or of the last one before that.
+    fn soon(&self) -> Option<Desc> {
+        let ready = self.backlog().min(burst(BURST));
+        let head = self
+            .mem
+            .avail_entry(self.next.wrapping_add(ready.checked_sub(1)?));
+        self.mem.desc(head)
     }
 
     /// The outcome of a burst that found nothing to do.
     #[inline(always)]
     fn idle(&self) -> Burst {
         Burst {
-            broken: self.fault.is_some(),
+            halted: self.halt.is_some(),
             ..Burst::default()
         }
     }

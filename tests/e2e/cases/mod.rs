@@ -4,6 +4,7 @@
 mod bad_input;
 mod dpdk;
 mod fault;
+mod iommu;
 mod soak;
 mod valgrind;
 mod vm;
@@ -108,6 +109,8 @@ const CASES: &[Case] = &[
         &[Need::Guests, Need::Hugepages],
         vm::dpdk_init_at_run_time,
     ),
+    plugin("iommu/split", &[Need::Guests], iommu::split),
+    plugin("iommu/packed", &[Need::Guests], iommu::packed),
     both(
         "dpdk/loop-client-mergeable",
         &[Need::Testpmd],

@@ -82,6 +82,8 @@ pub struct Guest {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// Behind an IOMMU.
+    pub iommu: bool,
 }
 
 impl Guest {
@@ -92,6 +94,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
+            iommu: false,
         }
     }
 }
@@ -185,6 +188,7 @@ impl World {
             queues: guest.queues,
             mtu: guest.mtu,
             packed: guest.packed,
+            iommu: guest.iommu,
         };
         self.start_spec(spec)
     }
