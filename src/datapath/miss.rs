@@ -116,3 +116,6 @@ pub(super) fn peek(mem: &MemTable, desc: Desc, access: Access) -> Option<Miss> {
     let iova = mem.first_miss(desc.addr(), len, access)?;
     Some(Miss { iova, access })
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -277,11 +277,10 @@ impl Queue {
             sent.retries += 1;
         };
         self.publish_status(ring.as_ref());
-        if state.behind_iommu {
-            self.look_ahead(&state);
-        }
         if halted {
             self.halt(state);
+        } else if state.behind_iommu {
+            self.look_ahead(&state);
         }
         sent
     }

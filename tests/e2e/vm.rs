@@ -50,7 +50,16 @@ pub struct Spec {
     /// Packed rings.
     pub packed: bool,
     /// The NIC is behind an IOMMU.
-    pub iommu: bool,
+    pub iommu: Option<Unmap>,
+}
+
+/// When a guest's kernel takes back what it had mapped for a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unmap {
+    /// Page by page, when it unmaps it.
+    Strictly,
+    /// All at once and everything with it, every few milliseconds: the usual setting.
+    Lazily,
 }
 
 /// A running guest.
@@ -306,23 +315,23 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         format!(",host_mtu={}", spec.mtu)
     };
     // `nopt`: or Linux gives the NIC's domain no page tables.
-    let guest_iommu = if spec.iommu {
-        " intel_iommu=on iommu=nopt iommu.strict=1"
-    } else {
-        ""
+    let guest_iommu = match spec.iommu {
+        None => "",
+        Some(Unmap::Strictly) => " intel_iommu=on iommu=nopt iommu.strict=1",
+        Some(Unmap::Lazily) => " intel_iommu=on iommu=nopt iommu.strict=0",
     };
     let append = format!(
         "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}{guest_iommu}",
         spec.id, spec.mtu
     );
     let mut command = tool("qemu-system-x86_64");
-    if spec.iommu {
+    if spec.iommu.is_some() {
         // Before the NIC, which else would not be behind it.
         command
             .args(["-machine", "q35"])
             .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
     }
-    let nic_iommu = if spec.iommu {
+    let nic_iommu = if spec.iommu.is_some() {
         ",iommu_platform=on,ats=on,disable-legacy=on"
     } else {
         ""

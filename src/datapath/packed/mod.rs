@@ -207,12 +207,13 @@ impl<const SET: usize> PackedRing<SET> {
         }
     }
 
-    /// An available descriptor that is due about a burst from now, or the next one.
+    /// An available descriptor that is due about a burst from now, or sooner if there are not so many.
     fn soon(&self) -> Option<Desc> {
-        let ahead = burst(BURST).min(self.mem.size()) - 1;
-        [self.next.advance(ahead, self.mem.size()), self.next]
-            .into_iter()
-            .find_map(|at| self.mem.desc(at.index).filter(|desc| at.is_available(desc.flags)))
+        let available = |ahead: u16| {
+            let at = self.next.advance(ahead.min(self.mem.size() - 1), self.mem.size());
+            self.mem.desc(at.index).filter(|desc| at.is_available(desc.flags))
+        };
+        [burst(BURST) - 1, 15, 7, 3, 1, 0].into_iter().find_map(available)
     }
 
     #[inline(always)]

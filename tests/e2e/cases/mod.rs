@@ -111,6 +111,7 @@ const CASES: &[Case] = &[
     ),
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
+    plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
     both(
         "dpdk/loop-client-mergeable",
         &[Need::Testpmd],

@@ -11,7 +11,7 @@ use crate::netns::NetNs;
 use crate::ovs::{self, Ovs};
 use crate::ping::Ping;
 use crate::settings::Settings;
-use crate::vm::{Socket, Spec, Vm};
+use crate::vm::{Socket, Spec, Unmap, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,7 +83,7 @@ pub struct Guest {
     /// Packed rings.
     pub packed: bool,
     /// Behind an IOMMU.
-    pub iommu: bool,
+    pub iommu: Option<Unmap>,
 }
 
 impl Guest {
@@ -94,7 +94,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
-            iommu: false,
+            iommu: None,
         }
     }
 }
