@@ -24,6 +24,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("memory/copy.rs", "copies between guest memory and ours"),
     ("memory/cpu.rs", "prefetches and barriers"),
     ("memory/mapping.rs", "maps a front-end's memory"),
+    ("memory/stitch.rs", "maps pages of a guest's ring a second time"),
     ("memory/numa.rs", "a system call that libc does not wrap"),
     (
         "virtio/ring.rs",

@@ -536,13 +536,23 @@ fn a_device_that_stopped_remembers_no_translation() {
         world.get(GET_VRING_BASE, &state(index, 0));
     }
     let driver = |at| Driver::new(Arc::clone(&world.memory), GuestAddr(at), SIZE, FEATURES);
-    // Another driver, on rings of its own: the guest has booted anew.
-    let rings = [driver(5 * PAGE), driver(RINGS[1])];
+    // Another driver in the same place: the guest has booted anew, and its IOMMU may lead elsewhere now.
+    let rings = RINGS.map(driver);
     world.memory.write(GuestAddr(PAGE), &[0; 6 * 4096]);
     [world.rx, world.tx] = rings;
     world.start_rings();
-    assert!(!world.questions().is_empty() || !world.wait_questions().is_empty());
+    let asked = world.wait_questions();
+    assert!(
+        RINGS
+            .iter()
+            .all(|ring| asked.iter().any(|question| question.iova == ring + SHIFT)),
+        "{asked:?}"
+    );
+    world.transmit(0, b"from a buffer not told yet");
+    world.answer(&asked);
+    eventually("connected", || world.connected());
     assert!(world.poll().is_empty());
+    assert_eq!(world.wait_questions()[0].iova, buffer(0));
 }
 
 #[test]
@@ -582,10 +592,13 @@ fn a_front_end_that_misuses_its_channel_loses_that_and_costs_the_control_thread_
     });
     // The connection lives. And though a copy of the port's end is open and readable, nobody goes round in circles.
     assert!(world.connected());
-    let (before, clock) = (control_thread_time(), Instant::now());
-    std::thread::sleep(Duration::from_millis(600));
-    let (spent, elapsed) = (control_thread_time() - before, clock.elapsed());
-    assert!(spent < 400, "{spent} ms in {elapsed:?}");
+    // (Other tests have work for that thread, but not all the time.)
+    let is_idle = |_| {
+        let before = control_thread_time();
+        std::thread::sleep(Duration::from_millis(300));
+        control_thread_time() - before <= 20
+    };
+    assert!((0..10).any(is_idle));
     // A new channel asks what the old one did not get answered.
     let (channel, theirs) = UnixStream::pair().expect("a socket pair");
     channel.set_nonblocking(true).expect("non-blocking");

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::cpu;
 use super::region::Region;
+use super::stitch::Stitch;
 use super::table::MemTable;
 
 /// Where a region lies, or a part of one: what translation needs of it.
 ///
 /// # Invariants
 ///
-/// Lives only inside a [`MemTable`], which shares the [`Region`] that keeps `host..host + size` mapped. `size` is not 0.
+/// Lives only inside a [`MemTable`], which shares the [`Region`] or [`Stitch`] that keeps `host..host + size` mapped. `size` is not 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     guest: u64,
@@ -53,6 +54,15 @@ impl Span {
             // SAFETY: offset < size, which was mapped, so it fits usize and stays inside the mapping.
             host: unsafe { mapping.start().add(usize::try_from(offset).ok()?) },
         })
+    }
+
+    /// The memory of a stitch, which the table must share as it does regions.
+    pub(super) fn stitched(stitch: &Stitch) -> Self {
+        Self {
+            guest: stitch.first(),
+            size: stitch.size(),
+            host: stitch.start(),
+        }
     }
 
     /// How many bytes it has.

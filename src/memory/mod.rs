@@ -29,6 +29,7 @@ mod iotlb;
 mod mapping;
 mod numa;
 mod region;
+mod stitch;
 mod table;
 
 pub use addr::{FrontendAddr, GuestAddr};

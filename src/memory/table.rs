@@ -7,6 +7,7 @@ use super::copy::{GuestSlice, Span};
 use super::error::MemError;
 use super::iotlb::{Access, Iotlb, MAX_TRANSLATIONS};
 use super::region::{Region, RegionDesc};
+use super::stitch::{Stitch, PAGE};
 
 /// The most regions one front-end may map: what QEMU's largest memory layouts use, and what the kernel's vhost takes.
 pub const MAX_REGIONS: usize = 509;
@@ -33,6 +34,16 @@ pub struct MemTable {
 struct Translated {
     readable: Vec<Span>,
     writable: Vec<Span>,
+    /// Parts of rings that do not lie in one span.
+    stitches: Vec<Stitched>,
+}
+
+/// Pages put together, and what the device may do there.
+#[derive(Clone, Debug)]
+struct Stitched {
+    span: Span,
+    access: Access,
+    stitch: Arc<Stitch>,
 }
 
 impl Translated {
@@ -101,6 +112,53 @@ impl MemTable {
             spans: self.spans.clone(),
             iommu: Some(seen),
         }
+    }
+
+    /// This table, with these parts of rings (address, length and access) together wherever they lie apart. What `before`
+    /// has together already is taken over, so that a ring on it stays where it is.
+    pub fn stitched(mut self, areas: &[(GuestAddr, u32, Access)], before: &Self) -> Self {
+        let known = before.iommu.as_ref().map_or(&[][..], |seen| &seen.stitches);
+        let stitches: Vec<_> = areas
+            .iter()
+            .filter(|(addr, len, access)| {
+                let apart = self.ring_area(FrontendAddr(addr.0), *len, *access).is_none();
+                apart && self.first_miss(*addr, *len, *access).is_none()
+            })
+            .filter_map(|(addr, len, access)| self.stitch(*addr, *len, *access, known))
+            .collect();
+        if let Some(seen) = &mut self.iommu {
+            seen.stitches = stitches;
+        }
+        self
+    }
+
+    fn stitch(&self, addr: GuestAddr, len: u32, access: Access, known: &[Stitched]) -> Option<Stitched> {
+        let page = PAGE as u64;
+        let (first, last) = (
+            addr.0 & !(page - 1),
+            addr.checked_add(u64::from(len.checked_sub(1)?))?.0,
+        );
+        let pages = (first..=last).step_by(PAGE).map(|at| {
+            let whole = self.ring_area(FrontendAddr(at), u32::try_from(PAGE).ok()?, access)?;
+            Some(whole.as_ptr()).filter(|start| start.addr() % PAGE == 0)
+        });
+        let pages: Vec<_> = pages.collect::<Option<_>>()?;
+        let same = known.iter().find(|other| other.stitch.is_of(first, &pages));
+        let stitch = match same {
+            Some(same) => Arc::clone(&same.stitch),
+            None => match Stitch::new(first, pages) {
+                Ok(stitch) => Arc::new(stitch),
+                Err(error) => {
+                    log::debug!("pages of a ring at {addr} cannot be put together: {error}");
+                    return None;
+                }
+            },
+        };
+        Some(Stitched {
+            span: Span::stitched(&stitch),
+            access,
+            stitch,
+        })
     }
 
     /// Whether the addresses of descriptors and rings are I/O virtual ones.
@@ -177,17 +235,28 @@ impl MemTable {
         let Some(seen) = &self.iommu else {
             return self.frontend(addr, len);
         };
-        let find = |spans| {
+        let whole = |spans| {
             let slice = find(spans, GuestAddr(addr.0), len)?.1;
             (slice.len() == len).then_some(slice)
         };
-        match access {
-            Access::Read | Access::Write => find(seen.spans(access)),
-            Access::ReadWrite => {
-                let (readable, writable) = (find(&seen.readable)?, find(&seen.writable)?);
-                (readable.as_ptr() == writable.as_ptr()).then_some(readable)
-            }
-        }
+        let together = match access {
+            Access::Read | Access::Write => whole(seen.spans(access)),
+            Access::ReadWrite => whole(&seen.readable).filter(|readable| {
+                whole(&seen.writable).is_some_and(|slice| slice.as_ptr() == readable.as_ptr())
+            }),
+        };
+        together.or_else(|| {
+            let stitches = seen
+                .stitches
+                .iter()
+                .filter(|stitched| stitched.access.allows(access));
+            let mut slices = stitches.filter_map(|stitched| {
+                stitched
+                    .span
+                    .prefix(addr.0.wrapping_sub(stitched.span.guest()), len)
+            });
+            slices.find(|slice| slice.len() == len)
+        })
     }
 
     /// Behind an IOMMU: the first of the `len` addresses from `addr` on of which the device may not, as far as known, do
@@ -659,5 +728,63 @@ mod tests {
         assert_eq!(area(0x10_0010, 0xff1, Access::ReadWrite), None);
         assert_eq!(area(0x20_0000, 16, Access::ReadWrite), None);
         assert_eq!(area(FRONTEND_OFFSET + 0x1000, 16, Access::Read), None);
+    }
+
+    #[test]
+    fn pages_of_a_ring_that_lie_apart_are_put_together_and_stay_where_they_are() {
+        let scattered = [
+            (0x10_0000, 0x1000, 0x2000, Access::ReadWrite),
+            (0x10_1000, 0x1000, 0x1000, Access::ReadWrite),
+            (0x10_2000, 0x1000, 0x3000, Access::Read),
+        ];
+        let (memory, table) = behind(&scattered);
+        let ring = FrontendAddr(0x10_0800);
+        let areas = [
+            (GuestAddr(ring.0), 0x1000, Access::ReadWrite),
+            // Not all told; not all to be written.
+            (GuestAddr(0x10_2800), 0x1000, Access::Read),
+            (GuestAddr(0x10_1800), 0x1000, Access::ReadWrite),
+        ];
+        let none = MemTable::default();
+        let table = table.stitched(&areas, &none);
+        let slice = table.ring_area(ring, 0x1000, Access::ReadWrite).unwrap();
+        assert!(slice.write_all(&[0x11; 0x1000]));
+        memory.write(GuestAddr(0x17ff), &[0x22]);
+        let mut bytes = [0; 2];
+        memory.read(GuestAddr(0x2fff), &mut bytes[..1]);
+        memory.read(GuestAddr(0x1000), &mut bytes[1..]);
+        assert_eq!(bytes, [0x11, 0x11]);
+        let mut seen = vec![0; 0x1000];
+        assert_eq!(slice.read(&mut seen), 0x1000);
+        assert_eq!(seen[0xffe..], [0x11, 0x22]);
+        assert!(table
+            .ring_area(FrontendAddr(0x10_2800), 0x1000, Access::Read)
+            .is_none());
+        assert!(table
+            .ring_area(FrontendAddr(0x10_1800), 0x1000, Access::ReadWrite)
+            .is_none());
+        assert!(table
+            .ring_area(FrontendAddr(0x10_0fff), 0x1002, Access::ReadWrite)
+            .is_none());
+
+        // The same again is the same memory; with a page elsewhere, or one page less, it is not.
+        let where_is = |table: &MemTable| {
+            let slice = table.ring_area(ring, 0x1000, Access::ReadWrite)?;
+            Some(slice.as_ptr().addr())
+        };
+        let seen_by = |translations: &[(u64, u64, u64, Access)]| {
+            let mut iotlb = Iotlb::default();
+            for (iova, size, target, access) in translations {
+                let iova = IovaRange::new(GuestAddr(*iova), *size).unwrap();
+                let (target, access) = (FrontendAddr(FRONTEND_OFFSET + target), *access);
+                iotlb.update(Translation { iova, target, access }, &[]);
+            }
+            memory.table().behind(&iotlb).stitched(&areas, &table)
+        };
+        assert_eq!(where_is(&seen_by(&scattered)), where_is(&table));
+        let moved = [scattered[0], (0x10_1000, 0x1000, 0x3000, Access::ReadWrite)];
+        let moved = where_is(&seen_by(&moved));
+        assert!(moved.is_none() || moved != where_is(&table));
+        assert_eq!(where_is(&seen_by(&scattered[..1])), None);
     }
 }

@@ -21,6 +21,7 @@ use crate::vhost_user::{
     BackendChannel, BackendRequest, Device, IotlbRequest, Refusal, Request, Response, VringAddr,
 };
 use crate::virtio::features::{self, Features};
+use crate::virtio::ring::Area;
 
 use super::iommu::Iommu;
 use super::shared::{Link, Port};
@@ -172,24 +173,31 @@ impl PortDevice {
 
     /// Starts a ring, or asks for what it misses.
     fn start(&mut self, config: RingConfig) -> Result<(), RingError> {
-        let (port, index, areas) = (Arc::clone(&self.port), config.index, config.areas());
-        match port.queue(index).start(config) {
-            Ok(()) => {
-                let behind_iommu = self.behind_iommu();
-                let vring = self.vring(index);
-                (vring.up, vring.running, vring.to_search) = (true, true, behind_iommu);
-                Ok(())
+        let (port, index) = (Arc::clone(&self.port), config.index);
+        let queue = port.queue(index);
+        let areas = config.areas();
+        let mut result = queue.start(config);
+        let waits = |result: &Result<(), RingError>| result.as_ref().is_err_and(RingError::is_unmapped);
+        if self.behind_iommu() && waits(&result) {
+            if self.iommu.ask_for_ring(&self.view, &areas) {
+                return Ok(());
             }
-            Err(error) if self.behind_iommu() && error.is_unmapped() => {
-                if !self.iommu.ask_for_ring(&self.view, &areas) {
-                    self.iommu.note(format!(
-                        "{error}; the pages of a ring must lie together in memory"
-                    ));
-                }
-                Ok(())
+            // Nothing is missing: its pages lie apart, and nobody has put them together yet.
+            self.look_through_iommu();
+            if let Some(config) = self.ready(index) {
+                result = queue.start(config);
             }
-            Err(error) => Err(error),
+            if let (true, Err(error)) = (waits(&result), &result) {
+                self.iommu
+                    .note(format!("{error}, and its pages cannot be put together"));
+                return Ok(());
+            }
         }
+        result?;
+        let to_search = self.behind_iommu();
+        let vring = self.vring(index);
+        (vring.up, vring.running, vring.to_search) = (true, true, to_search);
+        Ok(())
     }
 
     fn vring_ref(&self, index: u16) -> &Vring {
@@ -369,9 +377,24 @@ impl PortDevice {
     /// Makes the rings' view of memory anew. Rings that run have yet to be given it.
     fn look_through_iommu(&mut self) {
         self.view = match self.behind_iommu() {
-            true => Arc::new(self.memory.behind(self.iommu.iotlb())),
+            true => {
+                let areas: Vec<_> = self
+                    .ring_areas()
+                    .map(|area| (GuestAddr(area.addr.0), area.bytes, area.access))
+                    .collect();
+                let view = self.memory.behind(self.iommu.iotlb());
+                Arc::new(view.stitched(&areas, &self.view))
+            }
             false => Arc::clone(&self.memory),
         };
+    }
+
+    /// Where the rings are that run, or would if they could.
+    fn ring_areas(&self) -> impl Iterator<Item = Area> + '_ {
+        let vrings = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        vrings
+            .filter_map(|index| self.ready(index))
+            .flat_map(|config| config.areas())
     }
 
     fn iotlb(&mut self, request: IotlbRequest) -> Result<Response, Refusal> {
@@ -403,10 +426,8 @@ impl PortDevice {
                 iova.size()
             )));
         }
-        let vrings = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
-        let rings = vrings.filter_map(|index| self.ready(index));
-        let areas = rings.flat_map(|config| config.areas());
-        let keep: Vec<_> = areas
+        let keep: Vec<_> = self
+            .ring_areas()
             .filter_map(|area| IovaRange::new(GuestAddr(area.addr.0), area.bytes.into()))
             .collect();
         self.iommu.update(translation, &keep);

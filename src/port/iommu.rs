@@ -1,7 +1,7 @@
 //! What a device knows of its front-end's IOMMU: the translations it was told, and what it has asked and not heard yet.
 //! Pure: what is to be said on the back-end channel and in the log is collected here, and taken by who can say it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::memory::{GuestAddr, Iotlb, IovaRange, MemTable, Miss, Translation};
 use crate::vhost_user::BackendRequest;
@@ -14,7 +14,7 @@ const MAX_OPEN: usize = 64;
 const MAX_ASKED: usize = 1024;
 /// Pages are what is asked for; no IOMMU of a guest knows smaller ones.
 const PAGE: u64 = 4096;
-/// Lines for the log that wait to be taken.
+/// Lines for the log, of one start of the device.
 const MAX_NOTES: usize = 16;
 
 /// How often a translation is asked for that the front-end does not have. More than once, since what a question is about
@@ -48,6 +48,8 @@ pub(super) struct Iommu {
     next: u64,
     outgoing: Vec<BackendRequest>,
     notes: Vec<String>,
+    /// What was said in the log, so that it is said once.
+    said: BTreeSet<String>,
 }
 
 impl Iommu {
@@ -173,6 +175,7 @@ impl Iommu {
     /// The device stops, or is no more behind an IOMMU. Nobody tells of what changes from here on.
     pub(super) fn clear(&mut self) {
         self.iotlb.clear();
+        self.said.clear();
         self.forget_questions();
     }
 
@@ -187,7 +190,7 @@ impl Iommu {
     }
 
     pub(super) fn note(&mut self, text: String) {
-        if self.notes.len() < MAX_NOTES && !self.notes.contains(&text) {
+        if self.said.len() < MAX_NOTES && self.said.insert(text.clone()) {
             self.notes.push(text);
         }
     }

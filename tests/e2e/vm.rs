@@ -314,11 +314,12 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     } else {
         format!(",host_mtu={}", spec.mtu)
     };
-    // `nopt`: or Linux gives the NIC's domain no page tables.
+    // `nopt`: or Linux gives the NIC's domain no page tables. `no_timer_check`: on a busy machine q35's timer interrupt
+    // comes too late for Linux under TCG, which then panics.
     let guest_iommu = match spec.iommu {
         None => "",
-        Some(Unmap::Strictly) => " intel_iommu=on iommu=nopt iommu.strict=1",
-        Some(Unmap::Lazily) => " intel_iommu=on iommu=nopt iommu.strict=0",
+        Some(Unmap::Strictly) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
+        Some(Unmap::Lazily) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=0",
     };
     let append = format!(
         "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}{guest_iommu}",

@@ -296,19 +296,19 @@ mod body {
         behind.tell_all(Access::ReadWrite);
         behind.supply();
         let (one, two) = (frame(100, 2), frame(100, 4));
-        assert_eq!(behind.enqueue(&[one.clone()]), 1);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&one)), 1);
         // The driver gives the buffers' order: the next is the second it supplied.
         assert_eq!(behind.received(), [one]);
         assert_eq!(behind.take_back(BUFFERS, BUFFER_PAGES * PAGE), None);
         let before = behind.peek(BUFFERS, usize::try_from(16 * STRIDE).unwrap());
-        assert_eq!(behind.enqueue(&[two.clone()]), 0);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&two)), 0);
         assert_eq!(
             behind.peek(BUFFERS, before.len()),
             before,
             "not a byte was written"
         );
         behind.tell_all(Access::ReadWrite);
-        assert_eq!(behind.enqueue(&[two.clone()]), 1);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&two)), 1);
         assert_eq!(behind.received(), [two]);
 
         let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
@@ -336,7 +336,10 @@ mod body {
                 Direction::Dequeue => assert!(behind.send(&sent)),
                 Direction::Enqueue => behind.supply(),
             }
-            assert_eq!(behind.dequeue().len() + behind.enqueue(&[sent.clone()]), 0);
+            assert_eq!(
+                behind.dequeue().len() + behind.enqueue(std::slice::from_ref(&sent)),
+                0
+            );
             assert!(behind.misses().iter().all(|miss| miss.access == wanted));
             assert!(!behind.misses().is_empty());
             assert_eq!((behind.queue.fault(), behind.wakes()), (None, 1));
@@ -363,7 +366,7 @@ mod body {
         behind.driver.publish();
         let sent = frame(1000, 0);
         let expect = |behind: &Behind<D>, iova, access| {
-            assert_eq!(behind.enqueue(&[sent.clone()]), 0);
+            assert_eq!(behind.enqueue(std::slice::from_ref(&sent)), 0);
             let first = behind.misses().first().copied();
             let iova = GuestAddr(iova);
             assert_eq!(first, Some(Miss { iova, access }));
@@ -380,7 +383,7 @@ mod body {
         assert_eq!(behind.tell(one, Access::Write), None);
         expect(&behind, two, Access::Write);
         assert_eq!(behind.tell(two, Access::Write), None);
-        assert_eq!(behind.enqueue(&[sent.clone()]), 1);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&sent)), 1);
         let parts = [behind.peek(one, 500), behind.peek(two, 512)].concat();
         assert_eq!(parts[HEADER..], sent);
     }
