@@ -8,6 +8,9 @@ use crate::virtio::desc::{Desc, DESC_SIZE, VIRTQ_DESC_F_INDIRECT};
 
 /// Descriptors that one look through a ring walks at most.
 const WORK: u32 = 4096;
+/// Chains that are looked at, from the next one on: two bursts of them. Of a guest that takes everything back every few
+/// milliseconds more would be asked for than is ever used.
+pub(super) const AHEAD: u16 = 64;
 
 /// Why a burst ended before its time.
 #[derive(Clone, Copy, Debug)]

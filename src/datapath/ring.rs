@@ -42,7 +42,7 @@ pub(super) trait Ring: Send {
     /// Goes on with another table, if the ring lies in the same memory there; says whether it does.
     fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool;
 
-    /// Finds all misses among the chains that the driver made available. Not for poll threads.
+    /// Finds all misses among the next chains that the driver made available. Not for poll threads.
     fn misses(&self, direction: Direction, visit: &mut dyn FnMut(Miss) -> bool);
 
     /// A miss that a burst of this direction will run into soon, if one is found at a look.

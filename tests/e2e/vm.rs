@@ -327,13 +327,15 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     );
     let mut command = tool("qemu-system-x86_64");
     if spec.iommu.is_some() {
-        // Before the NIC, which else would not be behind it.
+        // Before the NIC, which else would not be behind it. And the NIC behind a port: on the root bus it is no PCI
+        // Express device and has no ATS, without which QEMU does not tell all that a lazy guest unmaps.
         command
             .args(["-machine", "q35"])
-            .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
+            .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"])
+            .args(["-device", "pcie-root-port,id=pcie1"]);
     }
     let nic_iommu = if spec.iommu.is_some() {
-        ",iommu_platform=on,ats=on,disable-legacy=on"
+        ",bus=pcie1,iommu_platform=on,ats=on,disable-legacy=on"
     } else {
         ""
     };

@@ -16,7 +16,7 @@ use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
 use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
-use super::miss::{self, Halt, Search};
+use super::miss::{self, Halt, Search, AHEAD};
 use super::ring::{Burst, Ring, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
@@ -193,7 +193,7 @@ impl<const SET: usize> PackedRing<SET> {
 
     /// Looks at each available chain.
     fn search<'m, D: Direction>(&'m self, mut search: Search<'_, 'm>) {
-        let (mut at, mut left) = (self.next, self.mem.size());
+        let (mut at, mut left) = (self.next, self.mem.size().min(AHEAD));
         while let Some(first) = self.mem.desc(at.index).filter(|desc| at.is_available(desc.flags)) {
             let chain = Chain::<_, D>::new(&self.mem, at.index, first, Bits::<SET>::INDIRECT);
             let Some((extent, rest)) = search

@@ -12,7 +12,7 @@ use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
 use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
-use super::miss::{self, Halt, Search};
+use super::miss::{self, Halt, Search, AHEAD};
 use super::ring::{Burst, Ring, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
@@ -214,7 +214,7 @@ impl<const SET: usize> SplitRing<SET> {
 
     /// Looks at each available chain.
     fn search<'m, D: Direction>(&'m self, mut search: Search<'_, 'm>) {
-        for at in 0..self.backlog() {
+        for at in 0..self.backlog().min(AHEAD) {
             let head = self.mem.avail_entry(self.next.wrapping_add(at));
             let chain = |first| Chain::<_, D>::new(&self.mem, head, first, Bits::<SET>::INDIRECT);
             if self
