@@ -21,9 +21,10 @@ mod plugin {
     use std::process::Command;
 
     /// The shim's sources and headers, in `c-shim/`.
-    const SOURCES: [&str; 5] = [
+    const SOURCES: [&str; 6] = [
         "host.c",
         "netdev_class.c",
+        "offload.c",
         "packet.c",
         "packet_source.c",
         "stats.c",

@@ -154,6 +154,7 @@ plugin_init(const struct smap *other_config)
         .iommu = smap_get_bool(other_config, "vhost-iommu-support", false),
         .postcopy = smap_get_bool(other_config, "vhost-postcopy-support",
                                   false),
+        .memory_locked = memory_locked(),
     };
     int error = ovsv.init(&config);
 

@@ -115,6 +115,9 @@ netdev_vhost_construct(struct netdev *netdev)
     ovs_list_push_back(&ports, &dev->node);
     ovs_mutex_unlock(&ports_mutex);
 
+    /* As ever, server ports take packets only as they go on the wire. */
+    netdev->ol_flags = mode == OVSV_CLIENT ? offload_netdev_flags() : 0;
+
     /* Queues exist from the first reconfigure on. */
     netdev->n_rxq = 0;
     netdev->n_txq = 0;
@@ -424,7 +427,9 @@ netdev_vhost_send(struct netdev *netdev, int qid,
                   struct dp_packet_batch *batch,
                   bool concurrent_txq OVS_UNUSED)
 {
-    packet_batch_send(netdev_vhost_cast(netdev)->port, qid, batch);
+    struct netdev_vhost *dev = netdev_vhost_cast(netdev);
+
+    packet_batch_send(dev->port, qid, dev->topology.mtu, batch);
     return 0;
 }
 

@@ -39,6 +39,7 @@
 struct netdev;          /* Open vSwitch's: a port as its datapath knows it. */
 struct ovsv_port;       /* Rust's: a vhost-user port. */
 struct ovsv_queue;      /* Rust's: one receive queue of a port. */
+struct packet_stash;    /* The shim's: the packets behind slots. */
 
 /* Which end of the socket Open vSwitch is. */
 enum ovsv_mode {
@@ -67,6 +68,7 @@ struct ovsv_config {
     bool tso;                   /* other_config:userspace-tso-enable. */
     bool iommu;                 /* other_config:vhost-iommu-support. */
     bool postcopy;              /* other_config:vhost-postcopy-support. */
+    bool memory_locked;         /* ovs-vswitchd runs with --mlockall. */
 };
 
 /* One option of an interface. */
@@ -84,17 +86,42 @@ struct ovsv_topology {
     bool attached;              /* A guest is there. */
 };
 
+/* What is left to be done to a packet, in the terms of VIRTIO's
+ * "struct virtio_net_hdr" (1.2, 5.1.6) and host byte order.  All zero: nothing.
+ *
+ * What Rust gives is proven: the checksum is TCP's or UDP's over IPv4 or IPv6,
+ * 'csum_start' is where that header begins behind at most two VLAN tags, and
+ * 'hdr_len' its end if the packet is to be cut into segments. */
+struct ovsv_offload {
+    uint8_t flags;              /* OVSV_NEEDS_CSUM or 0. */
+    uint8_t gso_type;           /* OVSV_GSO_*. */
+    uint16_t hdr_len;           /* Bytes of headers of each segment. */
+    uint16_t gso_size;          /* Bytes of payload of each but the last. */
+    uint16_t csum_start;        /* Offset where the checksum begins. */
+    uint16_t csum_offset;       /* Where it goes, from there. */
+};
+
+#define OVSV_NEEDS_CSUM 1
+#define OVSV_GSO_TCPV4 1
+#define OVSV_GSO_TCPV6 4
+
+/* Bytes of the largest packet that ovsv_host_grow() makes room for: with
+ * headroom and what else belongs to it, it has less than 64 KiB of memory. */
+#define OVSV_MAX_FRAME 65360
+
 /* Room for one received packet. */
 struct ovsv_rx_slot {
     uint8_t *data;              /* In: where its first byte goes. */
     uint32_t room;              /* In: bytes that fit there. */
     uint32_t len;               /* Out: bytes written. */
+    struct ovsv_offload offload; /* Out if not zero. */
 };
 
 /* One packet to send. */
 struct ovsv_tx_slot {
     const uint8_t *data;        /* In: its first byte. */
     uint32_t len;               /* In: bytes, all contiguous. */
+    struct ovsv_offload offload; /* In. */
 };
 
 /* The members of "struct netdev_stats" that a vhost-user port knows, under
@@ -193,10 +220,12 @@ struct ovsv_entries {
                                               uint16_t queue_id);
 
     /* Receives up to 'n' packets of 'queue', a queue of 'port', into the
-     * first slots and returns how many.  One poll thread at a time per queue;
-     * never waits.  Panic: 0. */
+     * first slots and returns how many.  Asks ovsv_host_grow(), with 'stash',
+     * for a packet that is too large for its slot.  One poll thread at a time
+     * per queue; never waits.  Panic: 0. */
     size_t (*dequeue)(const struct ovsv_port *port,
                       const struct ovsv_queue *queue,
+                      struct packet_stash *stash,
                       struct ovsv_rx_slot *slots, size_t n);
 
     /* Sends 'n' packets on transmit queue 'qid'.  What the guest has no room
@@ -247,5 +276,11 @@ void ovsv_host_keep_at_exit(const char *path);
 /* Counts in Open vSwitch's coverage that a send waited for another thread's.
  * Poll; does not block. */
 void ovsv_host_tx_contended(void);
+
+/* Gives 'slot', a slot of 'stash' under dequeue(), room for a packet of 'len'
+ * bytes, at most OVSV_MAX_FRAME; what was in it is lost.  Returns false if
+ * there is no memory.  Poll; allocates. */
+bool ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
+                    uint32_t len);
 
 #endif /* ovs_vhost.h */

@@ -1,6 +1,5 @@
-/* Packets: the only file that looks inside "struct dp_packet", mbufs and
- * batches, which differ between Open vSwitch's versions and between builds
- * with and without DPDK.
+/* Packets: what "struct dp_packet", mbufs and batches are, which differ between
+ * Open vSwitch's versions and between builds with and without DPDK.
  *
  * Rust sees slots: an address and a length per packet, one call per burst. */
 
@@ -15,6 +14,7 @@
 #include "util.h"
 
 #ifdef DPDK_NETDEV
+#include <rte_malloc.h>
 #include <rte_mbuf.h>
 #endif
 
@@ -109,6 +109,79 @@ packet_stash_uninit(struct packet_stash *stash)
     stash->first = NETDEV_MAX_BURST;
 }
 
+#ifdef DPDK_NETDEV
+static void
+grown_free(void *buffer OVS_UNUSED, void *all)
+{
+    rte_free(all);
+}
+
+/* What belongs to an external buffer beside the packet and its headroom. */
+#define GROWN_EXTRA (sizeof(struct rte_mbuf_ext_shared_info) \
+                     + 2 * sizeof(uintptr_t))
+BUILD_ASSERT_DECL(PACKET_HEADROOM + OVSV_MAX_FRAME + GROWN_EXTRA
+                  <= UINT16_MAX);
+
+/* Gives the mbuf of an empty packet a buffer for 'len' bytes from DPDK's heap,
+ * which devices can reach as they can its pool. */
+static bool
+packet_grow_mbuf(struct dp_packet *packet, uint32_t len)
+{
+    struct rte_mbuf *mbuf = &packet->mbuf;
+    uint16_t size = ROUND_UP(PACKET_HEADROOM + len + GROWN_EXTRA
+                             - sizeof(uintptr_t), sizeof(uintptr_t));
+    void *buffer = rte_malloc(NULL, size, RTE_CACHE_LINE_SIZE);
+
+    if (!buffer) {
+        return false;
+    }
+    struct rte_mbuf_ext_shared_info *shared
+        = rte_pktmbuf_ext_shinfo_init_helper(buffer, &size, grown_free,
+                                             buffer);
+    if (!shared) {
+        rte_free(buffer);
+        return false;
+    }
+    if (RTE_MBUF_HAS_EXTBUF(mbuf)) {
+        /* It has grown before, and not enough. */
+        rte_pktmbuf_detach_extbuf(mbuf);
+    }
+    rte_pktmbuf_attach_extbuf(mbuf, buffer, rte_malloc_virt2iova(buffer), size,
+                              shared);
+    rte_pktmbuf_reset_headroom(mbuf);
+    return true;
+}
+#endif
+
+bool
+ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
+               uint32_t len)
+{
+    size_t index = slot - stash->slots;
+    struct dp_packet **packet = &stash->packets[index];
+
+    if (len > OVSV_MAX_FRAME) {
+        return false;
+    }
+    switch (stash->source.kind) {
+    case SOURCE_MALLOC:
+        dp_packet_delete(*packet);
+        *packet = dp_packet_new_with_headroom(len, PACKET_HEADROOM);
+        break;
+    case SOURCE_POOL:
+#ifdef DPDK_NETDEV
+        if (!packet_grow_mbuf(*packet, len)) {
+            return false;
+        }
+#endif
+        break;
+    case SOURCE_HELD:
+        return false;
+    }
+    stash_put(stash, index, *packet);
+    return true;
+}
+
 /* Receives a burst into 'batch', which is empty.  Returns 0, or EAGAIN if
  * there was nothing.  A guest whose packets there is no memory for keeps them
  * in its ring: nothing is dropped here. */
@@ -123,14 +196,20 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
 
     size_t first = stash->first;
     size_t ready = NETDEV_MAX_BURST - first;
-    size_t n = ready ? ovsv.dequeue(port, queue, &stash->slots[first], ready)
+    size_t n = ready ? ovsv.dequeue(port, queue, stash, &stash->slots[first],
+                                    ready)
                      : 0;
 
     if (!n) {
         return EAGAIN;
     }
     for (size_t i = first; i < first + n; i++) {
+        const struct ovsv_offload *offload = &stash->slots[i].offload;
+
         dp_packet_set_size(stash->packets[i], stash->slots[i].len);
+        if (OVS_UNLIKELY(offload->flags)) {
+            offload_to_packet(stash->packets[i], offload);
+        }
         dp_packet_batch_add(batch, stash->packets[i]);
     }
     stash->first += n;
@@ -142,16 +221,6 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
 }
 
 /* Sending. */
-
-static inline bool
-packet_is_segmented(const struct dp_packet *packet OVS_UNUSED)
-{
-#ifdef DPDK_NETDEV
-    return packet->mbuf.nb_segs > 1;
-#else
-    return false;
-#endif
-}
 
 /* Returns the whole of a segmented packet in one piece, using '*buffer', which
  * the caller frees.  Open vSwitch makes no such packets, but the driver of a
@@ -198,7 +267,7 @@ packets_delete(struct dp_packet **packets, size_t n)
 }
 
 static void
-packets_send(const struct ovsv_port *port, uint16_t qid,
+packets_send(const struct ovsv_port *port, uint16_t qid, uint32_t mtu,
              struct dp_packet **packets, size_t n)
 {
     struct ovsv_tx_slot slots[NETDEV_MAX_BURST];
@@ -208,6 +277,9 @@ packets_send(const struct ovsv_port *port, uint16_t qid,
     for (size_t i = 0; i < n; i++) {
         slots[i].data = dp_packet_data(packets[i]);
         slots[i].len = dp_packet_size(packets[i]);
+        slots[i].offload = OVS_LIKELY(!offload_is_asked(packets[i]))
+                           ? (struct ovsv_offload) { 0 }
+                           : offload_from_packet(packets[i], mtu);
         if (OVS_UNLIKELY(packet_is_segmented(packets[i]))) {
             slots[i].data = packet_flatten(packets[i], &flat[n_flat++]);
         }
@@ -222,13 +294,13 @@ packets_send(const struct ovsv_port *port, uint16_t qid,
 
 /* Sends what the guest has room for, and frees all. */
 void
-packet_batch_send(const struct ovsv_port *port, uint16_t qid,
+packet_batch_send(const struct ovsv_port *port, uint16_t qid, uint32_t mtu,
                   struct dp_packet_batch *batch)
 {
     size_t n = dp_packet_batch_size(batch);
 
     for (size_t i = 0; i < n; i += NETDEV_MAX_BURST) {
-        packets_send(port, qid, &batch->packets[i],
+        packets_send(port, qid, mtu, &batch->packets[i],
                      MIN(n - i, NETDEV_MAX_BURST));
     }
 }

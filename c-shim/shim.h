@@ -4,7 +4,10 @@
  *   - netdev_class.c: the two netdev classes over "struct ovsv_entries".
  *   - stats.c: a port's counters in Open vSwitch's structures.
  *   - packet_source.c: the memory that received packets are made of.
- *   - packet.c: packets, mbufs and batches; nothing else looks inside one.
+ *   - packet.c: packets, mbufs and batches.
+ *   - offload.c: what is left to be done to a packet, in either side's terms.
+ *
+ * Nothing but the last three looks inside a packet.
  *
  * Rust sees none of this; its border is ovs_vhost.h. */
 
@@ -88,8 +91,39 @@ int packet_stash_receive(struct packet_stash *, const struct ovsv_port *,
                          const struct ovsv_queue *, struct dp_packet_batch *,
                          int *qfill);
 
-/* packet.c: sending.  Takes ownership of the packets. */
-void packet_batch_send(const struct ovsv_port *, uint16_t qid,
+/* packet.c: sending.  Takes ownership of the packets.  'mtu' is the port's. */
+void packet_batch_send(const struct ovsv_port *, uint16_t qid, uint32_t mtu,
                        struct dp_packet_batch *);
+
+/* Whether it is spread over several mbufs.  One of the heap counts none. */
+static inline bool
+packet_is_segmented(const struct dp_packet *packet OVS_UNUSED)
+{
+#ifdef DPDK_NETDEV
+    return packet->mbuf.nb_segs > 1;
+#else
+    return false;
+#endif
+}
+
+/* offload.c */
+
+/* What a port of either kind leaves to its guests, in netdev's terms. */
+uint64_t offload_netdev_flags(void);
+
+/* Says in the packet what is left to be done to it. */
+void offload_to_packet(struct dp_packet *, const struct ovsv_offload *);
+
+/* What the packet says is left to be done to it, for segments that keep to
+ * 'mtu'.  Completes what VIRTIO wants to find in its headers. */
+struct ovsv_offload offload_from_packet(struct dp_packet *, uint32_t mtu);
+
+/* Whether anything is. */
+static inline bool
+offload_is_asked(const struct dp_packet *packet)
+{
+    return *dp_packet_ol_flags_ptr(packet)
+           & (DP_PACKET_OL_TX_TCP_SEG | DP_PACKET_OL_TX_L4_MASK);
+}
 
 #endif /* shim.h */

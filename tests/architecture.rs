@@ -23,9 +23,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("memory/copy.rs", "copies between guest memory and ours"),
     ("memory/cpu.rs", "prefetches and barriers"),
+    (
+        "memory/dirty_log.rs",
+        "sets bits in memory shared with the front-end",
+    ),
     ("memory/mapping.rs", "maps a front-end's memory"),
     ("memory/stitch.rs", "maps pages of a guest's ring a second time"),
+    (
+        "memory/inflight.rs",
+        "maps the buffer in which a front-end keeps what was in flight",
+    ),
     ("memory/numa.rs", "a system call that libc does not wrap"),
+    (
+        "memory/userfault.rs",
+        "waits for missing pages: the kernel's interface, which libc lacks",
+    ),
     (
         "virtio/ring.rs",
         "reads and writes ring structures in guest memory",

@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use ovs_vhost::datapath::{RxSlot, TxSlot};
 use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 const RING_SIZE: u16 = 256;
 const MEMORY: usize = 2 << 20;
+/// Guest memory from ring to ring.
+const RING_STRIDE: u64 = 0x4000;
 /// Where the front-end pretends to have the guest's memory mapped.
 const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
 
@@ -181,6 +184,7 @@ impl Guest {
         assert_eq!(features & wanted, wanted, "offered: {features:#x}");
         let protocol = self.frontend.get_protocol_features()?;
         let wanted_protocol = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         self.frontend.set_protocol_features(protocol & wanted_protocol)?;
@@ -188,22 +192,55 @@ impl Guest {
         self.frontend.set_features(wanted)
     }
 
-    fn start_ring(&mut self, index: usize) -> vhost::Result<()> {
-        let base = FRONTEND_BASE + index as u64 * 0x4000;
-        let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-        let kick = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-        self.frontend.set_vring_num(index, RING_SIZE)?;
-        self.frontend.set_vring_base(index, 0)?;
+    /// Where the rings are, and whether writes to them are logged.
+    fn set_vring_addr(&self, index: usize, logged: bool) -> vhost::Result<()> {
+        let ring = index as u64 * RING_STRIDE;
         let config = VringConfigData {
             queue_max_size: RING_SIZE,
             queue_size: RING_SIZE,
-            flags: 0,
-            desc_table_addr: base,
-            avail_ring_addr: base + 0x1000,
-            used_ring_addr: base + 0x2000,
-            log_addr: None,
+            flags: u32::from(logged),
+            desc_table_addr: FRONTEND_BASE + ring,
+            avail_ring_addr: FRONTEND_BASE + ring + 0x1000,
+            used_ring_addr: FRONTEND_BASE + ring + 0x2000,
+            log_addr: logged.then_some(ring + 0x2000),
         };
-        self.frontend.set_vring_addr(index, &config)?;
+        self.frontend.set_vring_addr(index, &config)
+    }
+
+    fn write(&self, addr: u64, bytes: &[u8]) {
+        assert_eq!(
+            rustix::io::pwrite(&self.memory, bytes, addr).unwrap(),
+            bytes.len()
+        );
+    }
+
+    fn u16(&self, addr: u64) -> u16 {
+        let mut bytes = [0; 2];
+        rustix::io::pread(&self.memory, &mut bytes, addr).unwrap();
+        u16::from_le_bytes(bytes)
+    }
+
+    /// Frames that went through a ring.
+    fn used(&self, ring: usize) -> u16 {
+        self.u16(ring as u64 * RING_STRIDE + 0x2002)
+    }
+
+    /// Makes a buffer of 2048 bytes available, as descriptor 0, that the device writes or reads.
+    fn give(&self, ring: usize, addr: u64, write: bool) {
+        let base = ring as u64 * RING_STRIDE;
+        let flags = if write { 2_u64 } else { 0 };
+        self.write(base, &[addr, 2048 | flags << 32].map(u64::to_le_bytes).concat());
+        let idx = self.u16(base + 0x1002);
+        self.write(base + 0x1004 + 2 * u64::from(idx % RING_SIZE), &[0; 2]);
+        self.write(base + 0x1002, &(idx + 1).to_le_bytes());
+    }
+
+    fn start_ring(&mut self, index: usize) -> vhost::Result<()> {
+        let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+        let kick = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+        self.frontend.set_vring_num(index, RING_SIZE)?;
+        self.frontend.set_vring_base(index, self.used(index))?;
+        self.set_vring_addr(index, false)?;
         self.frontend.set_vring_call(index, &call)?;
         self.frontend.set_vring_kick(index, &kick)?;
         self.frontend.set_vring_enable(index, true)?;
@@ -288,7 +325,7 @@ fn counters_and_queue_count_outlive_a_front_end() {
             "{name} is missing from {names:?}"
         );
     }
-    assert_eq!(names.len(), 6 + 4 * 17 + 2);
+    assert_eq!(names.len(), 6 + 4 * 17 + 4);
 }
 
 #[test]
@@ -512,4 +549,162 @@ fn hundreds_of_connections_leave_no_descriptor_behind() {
                 .unwrap()
                 .contains("leakprobe")
     });
+}
+
+/// Sends the guest one frame, for which it gives a buffer at `addr`.
+fn receive(port: &TestPort, guest: &Guest, addr: u64) {
+    guest.give(0, addr, true);
+    let before = guest.used(0);
+    port.port.send(0, &[TxSlot::new(&[0x5a; 100])]);
+    assert_eq!(guest.used(0), before + 1, "it arrived");
+}
+
+/// A dirty log that begins 64 bytes into its file.
+fn dirty_log() -> OwnedFd {
+    let log = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+    rustix::fs::ftruncate(&log, 64 + MEMORY as u64 / 4096 / 8).expect("memory");
+    log
+}
+
+/// The pages in a log, which are taken out of it.
+fn taken(log: &OwnedFd) -> Vec<usize> {
+    let mut bytes = [0; 64 + MEMORY / 4096 / 8];
+    rustix::io::pread(log, &mut bytes, 0).unwrap();
+    rustix::io::pwrite(log, &[0; 64 + MEMORY / 4096 / 8], 0).unwrap();
+    assert!(bytes[..64].iter().all(|byte| *byte == 0), "before its offset");
+    let set = |bit: &usize| bytes[64 + bit / 8] >> (bit % 8) & 1 == 1;
+    (0..MEMORY / 4096).filter(set).collect()
+}
+
+#[test]
+fn a_migration_begins_and_ends_under_running_rings() {
+    let (port, path) = World::new().server("migrates");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    receive(&port, &guest, 0x10_0000);
+
+    // In QEMU's order: the log, the feature, the rings' addresses.
+    let (log, event) = (dirty_log(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: MEMORY as u64 / 4096 / 8,
+        mmap_offset: 64,
+        mmap_handle: log.as_raw_fd(),
+    };
+    guest.frontend.set_log_base(0, Some(region)).expect("an answer");
+    guest.frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
+    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
+    guest
+        .frontend
+        .set_features(features | 1 << 26)
+        .expect("VHOST_F_LOG_ALL");
+    (0..2)
+        .try_for_each(|ring| guest.set_vring_addr(ring, true))
+        .expect("addresses");
+    guest.frontend.get_features().expect("all is carried out");
+    assert!(port.connected());
+    assert_eq!(taken(&log), [0; 0], "nothing is written by beginning");
+
+    receive(&port, &guest, 0x10_0800);
+    assert_eq!(taken(&log), [0x2, 0x100], "used ring and buffer");
+    assert_eq!(event.read().expect("signalled"), 1);
+    receive(&port, &guest, 0x10_1fc0);
+    assert_eq!(taken(&log), [0x2, 0x101, 0x102], "a frame across two pages");
+
+    // And in the end.
+    guest.frontend.set_features(features).expect("without");
+    (0..2)
+        .try_for_each(|ring| guest.set_vring_addr(ring, false))
+        .expect("addresses");
+    guest.frontend.get_features().expect("all is carried out");
+    receive(&port, &guest, 0x10_3000);
+    assert_eq!(taken(&log), [0; 0], "it is over");
+    assert_eq!(
+        guest.frontend.get_vring_base(0).expect("an index"),
+        4,
+        "no frame was lost or sent twice"
+    );
+}
+
+#[test]
+fn no_other_feature_changes_under_running_rings() {
+    let (port, path) = World::new().server("features");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
+    assert!(guest.frontend.set_features(features & !(1 << 15)).is_err());
+    assert!(guest
+        .frontend
+        .set_features(features & !(1 << 15) | 1 << 26)
+        .is_err());
+    guest
+        .frontend
+        .set_features(features | 1 << 26)
+        .expect("LOG_ALL alone");
+    assert!(port.connected());
+}
+
+#[test]
+fn a_log_that_its_file_does_not_hold_ends_the_connection() {
+    let (port, path) = World::new().server("short-log");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    let log = dirty_log();
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: 1 << 20,
+        mmap_offset: 0,
+        mmap_handle: log.as_raw_fd(),
+    };
+    assert!(guest.frontend.set_log_base(0, Some(region)).is_err());
+    eventually("disconnected", || !port.connected());
+}
+
+/// The types of the frames that come out of the guest, and where they come from.
+fn heard(port: &TestPort) -> Vec<(u16, [u8; 6])> {
+    let mut memory = [0; 4096];
+    let mut slots: Vec<_> = memory.chunks_mut(2048).map(RxSlot::new).collect();
+    let count = port.port.rx_queue(0).unwrap().dequeue(&mut slots);
+    let frames = slots[..count].iter().map(|slot| slot.frame());
+    frames
+        .map(|frame| {
+            let kind = u16::from_be_bytes([frame[12], frame[13]]);
+            (kind, frame[6..12].try_into().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_guest_that_comes_back_in_mid_ring_is_announced_and_a_new_one_is_not() {
+    const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+    let (port, path) = World::new().server("announced");
+    let mut guest = Guest::connect(&path);
+    guest.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    assert_eq!(heard(&port), []);
+    // Header, addresses, a type that is not ARP's.
+    let frame = [&[0; 12][..], &[0xff; 6], &MAC, &[0x88, 0xb5], &[0; 50]].concat();
+    guest.write(0x10_0000, &frame);
+    guest.give(1, 0x10_0000, false);
+    assert_eq!(heard(&port), [(0x88b5, MAC)]);
+    assert_eq!(heard(&port), [], "it began here");
+
+    // The connection goes, the guest's memory and rings stay.
+    let memory = guest.memory.try_clone().unwrap();
+    drop(guest);
+    eventually("disconnected", || !port.connected());
+    let mut guest = Guest::connect(&path);
+    guest.memory = memory;
+    guest.start(1).expect("negotiation");
+    eventually("connected again", || port.connected());
+    assert_eq!((heard(&port), heard(&port)), (vec![(0x8035, MAC)], vec![]));
+
+    drop(guest);
+    eventually("disconnected", || !port.connected());
+    let mut other = Guest::connect(&path);
+    other.start(1).expect("negotiation");
+    eventually("connected", || port.connected());
+    assert_eq!(heard(&port), [], "another guest, which begins here");
 }

@@ -10,12 +10,13 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ovs_vhost::memory::{FrontendAddr, RegionDesc};
 use ovs_vhost::vhost_user::{
-    Connection, Device, Next, Offer, ProtocolFeatures, Received, Refusal, Request, Response, Session,
+    Connection, Device, Next, Offer, ProtocolFeatures, Received, Refusal, Regions, Request, Response, Session,
 };
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::tempfile::TempFile;
@@ -32,6 +33,15 @@ const OFFER: Offer = Offer {
 struct Recorder {
     log: Vec<String>,
     status: u8,
+    postcopy: bool,
+}
+
+/// A region as a back-end in post-copy answers it: this one has its memory where the guest sees it.
+fn at_home(desc: &RegionDesc) -> RegionDesc {
+    RegionDesc {
+        frontend: FrontendAddr(desc.guest.0),
+        ..*desc
+    }
 }
 
 /// The first bytes of a region, read through its descriptor at its offset.
@@ -62,6 +72,10 @@ impl Device for Recorder {
         let mut response = Response::Done;
         let line = match request {
             Request::SetMemTable(regions) => {
+                if self.postcopy {
+                    let addresses = regions.iter().map(|(desc, _)| at_home(desc)).collect();
+                    response = Response::Regions(Regions::Table(addresses));
+                }
                 let regions = regions.into_iter().map(|(desc, fd)| {
                     format!(
                         " {:#x}+{:#x}={}",
@@ -73,6 +87,9 @@ impl Device for Recorder {
                 format!("mem table{}", regions.collect::<String>())
             }
             Request::AddMemReg(desc, fd) => {
+                if self.postcopy {
+                    response = Response::Regions(Regions::One(at_home(&desc)));
+                }
                 format!(
                     "add {:#x}+{:#x}={}",
                     desc.guest.0,
@@ -86,9 +103,14 @@ impl Device for Recorder {
             }
             Request::SetVringNum { index, num } => format!("num {index} {num}"),
             Request::SetVringAddr(addr) => {
+                let log = addr.log().map(|log| format!(" log {:#x}", log.0));
                 format!(
-                    "addr {} {:#x} {:#x} {:#x}",
-                    addr.index, addr.desc.0, addr.avail.0, addr.used.0
+                    "addr {} {:#x} {:#x} {:#x}{}",
+                    addr.index,
+                    addr.desc.0,
+                    addr.avail.0,
+                    addr.used.0,
+                    log.unwrap_or_default()
                 )
             }
             Request::SetVringBase { index, base } => format!("base {index} {base:#x}"),
@@ -113,12 +135,40 @@ impl Device for Recorder {
                 response = Response::U64(self.status.into());
                 "status?".to_owned()
             }
+            Request::SetLogBase { size, offset, fd } => {
+                format!("log {size:#x} at {offset:#x}={}", peek(fd, offset))
+            }
+            Request::SetLogFd(fd) => format!("log fd {}", signal(Some(fd), 7)),
             Request::SetFeatures(bits) => format!("features {bits:#x}"),
+            Request::GetInflightFd {
+                num_queues,
+                queue_size,
+                ..
+            } => format!("inflight? {num_queues} {queue_size}"),
+            Request::SetInflightFd(desc, _) => format!("inflight {desc:?}"),
+            Request::GetConfig { offset, size, .. } => format!("config? {offset} {size}"),
+            Request::SetConfig { offset, bytes, .. } => format!("config {offset} {bytes:?}"),
+            Request::SetDeviceStateFd(transfer, _) => format!("state {transfer:?}"),
+            Request::CheckDeviceState => "state?".to_owned(),
             Request::SetOwner => "owner".to_owned(),
             Request::ResetOwner => "reset owner".to_owned(),
             Request::ResetDevice => "reset device".to_owned(),
             Request::SetMtu(mtu) => format!("mtu {mtu}"),
             Request::SendRarp(mac) => format!("rarp {mac:02x?}"),
+            Request::PostcopyAdvise => {
+                response = Response::Fd(memory(&[(0, b"page")]).into());
+                "advise".to_owned()
+            }
+            Request::PostcopyListen => {
+                self.postcopy = true;
+                "listen".to_owned()
+            }
+            Request::PostcopyAck => "ack".to_owned(),
+            Request::PostcopyEnd => {
+                self.postcopy = false;
+                response = Response::U64(0);
+                "end".to_owned()
+            }
         };
         self.log.push(line);
         Ok(response)
@@ -150,7 +200,8 @@ fn serve() -> (UnixStream, JoinHandle<Record>) {
             };
             let outcome = session.handle(message, &mut device);
             if let Some(reply) = outcome.reply {
-                connection.send(&reply).expect("a front-end that reads");
+                let sent = connection.send_with(&reply, outcome.fd);
+                sent.expect("a front-end that reads");
             }
             if outcome.next == Next::Close {
                 return (device.log, outcome.error.map(|error| error.to_string()));
@@ -197,7 +248,9 @@ fn frontend(peer: UnixStream, need_reply: bool) -> Frontend {
     let offered = frontend.get_protocol_features().expect("protocol features");
     let wanted = VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::PAGEFAULT
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
     assert!(offered.contains(wanted), "{offered:?}");
     frontend.set_protocol_features(wanted).expect("offered");
@@ -289,6 +342,51 @@ fn lines(lines: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn rust_vmm_front_end_goes_through_post_copy() {
+    let (peer, backend) = serve();
+    let mut frontend = frontend(peer, true);
+    let mut page = [0; 4];
+    let mut userfault = frontend.postcopy_advise().expect("a descriptor");
+    userfault
+        .read_exact(&mut page)
+        .expect("the one that the device made");
+    assert_eq!(&page, b"page");
+    frontend.postcopy_listen().expect("to listen");
+    let low = memory(&[(0, b"low0"), (0x2000, b"mid0")]);
+    let regions = [
+        region(&low, 0xc0000, 0x10_0000, 0x2000),
+        region(&low, 0, 0xa0000, 0),
+    ];
+    let bases = frontend.set_mem_table(&regions).expect("memory");
+    assert_eq!(bases, Some(vec![0xc0000, 0]), "in the order they were set");
+    frontend
+        .postcopy_ack_mem_regions(FrontendReq::SET_MEM_TABLE)
+        .expect("to acknowledge");
+    let added = region(&low, 0x1_0000_0000, 0x1000, 0x2000);
+    assert_eq!(
+        frontend.add_mem_region(&added).expect("to add"),
+        Some(0x1_0000_0000)
+    );
+    frontend
+        .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
+        .expect("to acknowledge");
+    frontend.postcopy_end().expect("to end");
+    assert_eq!(frontend.get_features().expect("features"), OFFER.features);
+    drop(frontend);
+    let (log, error) = finish(backend);
+    assert_eq!(error, None);
+    let mut expected = lines(&["owner", "features 0xd7c66a7cb", "advise", "listen"]);
+    expected.extend(lines(&[
+        "mem table 0xc0000+0x100000=mid0 0x0+0xa0000=low0",
+        "ack",
+        "add 0x100000000+0x1000=mid0",
+        "ack",
+        "end",
+    ]));
+    assert_eq!(log, expected);
+}
+
+#[test]
 fn rust_vmm_front_end_goes_through_a_whole_life() {
     whole_life(false);
 }
@@ -296,6 +394,53 @@ fn rust_vmm_front_end_goes_through_a_whole_life() {
 #[test]
 fn rust_vmm_front_end_goes_through_a_whole_life_with_every_request_acknowledged() {
     whole_life(true);
+}
+
+/// As QEMU does when its migration begins: the log, the feature, the rings' addresses once more. rust-vmm's front-end
+/// takes no answer to SET_LOG_BASE but a log description.
+fn a_migration_begins(need_reply: bool) {
+    let (peer, backend) = serve();
+    let frontend = frontend(peer, need_reply);
+    let file = memory(&[(0x1000, b"bits")]);
+    let log = VhostUserDirtyLogRegion {
+        mmap_size: 0x200,
+        mmap_offset: 0x1000,
+        mmap_handle: file.as_raw_fd(),
+    };
+    frontend.set_log_base(0, Some(log)).expect("an answer");
+    let event = EventFd::new(0).expect("an eventfd");
+    frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
+    frontend
+        .set_features(OFFER.features | 1 << 26)
+        .expect("VHOST_F_LOG_ALL");
+    let config = VringConfigData {
+        queue_max_size: 256,
+        queue_size: 256,
+        flags: 1,
+        desc_table_addr: 0x7f00_0000_1000,
+        used_ring_addr: 0x7f00_0000_3000,
+        avail_ring_addr: 0x7f00_0000_2000,
+        log_addr: Some(0x3000),
+    };
+    frontend.set_vring_addr(1, &config).expect("addresses");
+    frontend.get_features().expect("all is carried out");
+    assert_eq!(event.read().expect("signalled"), 7);
+    drop(frontend);
+    let (asked, error) = finish(backend);
+    assert_eq!(error, None);
+    let expected = lines(&[
+        "log 0x200 at 0x1000=bits",
+        "log fd true",
+        "features 0xd7c66a7cb",
+        "addr 1 0x7f0000001000 0x7f0000002000 0x7f0000003000 log 0x3000",
+    ]);
+    assert_eq!(asked[2..], expected);
+}
+
+#[test]
+fn rust_vmm_front_end_begins_a_migration() {
+    a_migration_begins(false);
+    a_migration_begins(true);
 }
 
 #[test]
@@ -334,13 +479,16 @@ fn rust_vmm_front_end_that_asks_for_no_reply_loses_the_connection_on_a_refusal()
 }
 
 #[test]
-fn rust_vmm_front_end_that_sets_a_dirty_log_loses_the_connection() {
+fn rust_vmm_front_end_that_sets_a_dirty_log_without_its_memory_loses_the_connection() {
     let (peer, backend) = serve();
     let frontend = frontend(peer, true);
     // It does not wait for the answer here, so it learns of it with the next request.
     frontend.set_log_base(0, None).expect("to send");
     let (_, error) = finish(backend);
-    assert_eq!(error.as_deref(), Some("VHOST_USER_SET_LOG_BASE is not supported"));
+    assert_eq!(
+        error.as_deref(),
+        Some("VHOST_USER_SET_LOG_BASE: payload of 8 bytes, expected 16")
+    );
     assert!(frontend.get_features().is_err());
 }
 

@@ -20,7 +20,7 @@ fn main() {
 fn generate(header: &Path, bindings: &Path) -> Result<(), Box<dyn std::error::Error>> {
     bindgen::builder()
         .header(header.display().to_string())
-        .allowlist_item("ovsv_.*")
+        .allowlist_item("ovsv_.*|OVSV_MAX_FRAME")
         // A value from C that is none of the enumerators must not be undefined behaviour.
         .default_enum_style(bindgen::EnumVariation::NewType {
             is_bitfield: false,

@@ -1,4 +1,4 @@
-//! UNSAFE: the call eventfd, the one system call of a burst.
+//! UNSAFE: the call eventfd, the one system call of a burst (and, while a guest moves, the log eventfd).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -25,9 +25,15 @@ impl Call {
     #[cold]
     pub(super) fn signal(&self, counters: &Counters) {
         let Some(fd) = &self.0 else { return };
-        let one = 1_u64.to_ne_bytes();
-        // SAFETY: the descriptor is open while self owns it, and `one` holds the bytes to write.
-        unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        notify(fd);
         counters.count_call();
     }
+}
+
+/// Adds one to an eventfd, which is non-blocking.
+#[cold]
+pub(super) fn notify(fd: &OwnedFd) {
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: the descriptor is open while it is borrowed, and `one` holds the bytes to write.
+    unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }

@@ -3,7 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::memory::{FrontendAddr, MemTable};
+use super::dirty::RingLog;
+use crate::memory::{FrontendAddr, InflightQueue, MemTable};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 use crate::virtio::packed_ring::packed_areas;
@@ -41,6 +42,20 @@ pub struct RingConfig {
     pub mem: Arc<MemTable>,
     /// The call eventfd, non-blocking; `None` for a driver that polls (SET_VRING_CALL).
     pub call: Option<Arc<OwnedFd>>,
+    /// Whether the host takes and gives offload words with its packets. If not, what the virtio-net header says of
+    /// offloads is neither read nor written, whatever was negotiated.
+    pub offloads: bool,
+    /// Where the ring keeps what the back-end after this one must know, if the front-end keeps that (SET_INFLIGHT_FD).
+    pub inflight: Option<InflightQueue>,
+    /// Where writes to guest memory are logged, while the guest moves.
+    pub log: Option<RingLog>,
+}
+
+impl RingConfig {
+    /// Whether the ring needs code beyond that which moves bytes.
+    pub(super) fn has_extras(&self) -> bool {
+        self.offloads || self.inflight.is_some() || self.log.is_some()
+    }
 }
 
 impl RingError {

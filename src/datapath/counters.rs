@@ -27,6 +27,8 @@ pub struct Counters {
     guest_notifications: AtomicU64,
     runts: AtomicU64,
     oversize: AtomicU64,
+    discarded: AtomicU64,
+    invalid: AtomicU64,
 }
 
 /// The values of [`Counters`] at one time, each exact, not all of the same moment.
@@ -48,6 +50,10 @@ pub struct QueueStats {
     pub runts: u64,
     /// Frames larger than what they should go into: a slot of ours, or a buffer of the guest's that may not be merged.
     pub oversize: u64,
+    /// Buffers that the guest sent on a queue that is started and disabled; given back unread.
+    pub discarded: u64,
+    /// Frames to which something was left to be done that cannot be done.
+    pub invalid: u64,
 }
 
 impl Counters {
@@ -63,6 +69,8 @@ impl Counters {
             guest_notifications: get(&self.guest_notifications),
             runts: get(&self.runts),
             oversize: get(&self.oversize),
+            discarded: get(&self.discarded),
+            invalid: get(&self.invalid),
         }
     }
 
@@ -78,6 +86,12 @@ impl Counters {
         add(&self.broadcast, tally.broadcast);
         add(&self.runts, tally.runts);
         add(&self.oversize, tally.oversize);
+        add(&self.invalid, tally.invalid);
+    }
+
+    /// Counts buffers given back unread, under the gate too.
+    pub(super) fn count_discarded(&self, chains: usize) {
+        add(&self.discarded, chains as u64);
     }
 
     /// Counts one write to the call eventfd, under the gate too.
@@ -109,16 +123,23 @@ pub(super) struct Tally {
     broadcast: u64,
     pub(super) runts: u64,
     pub(super) oversize: u64,
+    pub(super) invalid: u64,
 }
 
 impl Tally {
     /// Counts a frame that was moved.
     #[inline(always)]
     pub(super) fn frame(&mut self, frame: &[u8]) {
+        self.count(frame, frame.len());
+    }
+
+    /// Counts a frame of `len` bytes that was moved and begins with these.
+    #[inline(always)]
+    pub(super) fn count(&mut self, front: &[u8], len: usize) {
         self.packets += 1;
-        self.bytes += frame.len() as u64;
-        self.size_bins += 1 << (8 * size_bin(frame.len()));
-        let destination = destination(frame);
+        self.bytes += len as u64;
+        self.size_bins += 1 << (8 * size_bin(len));
+        let destination = destination(front);
         self.groups += destination & 1;
         self.broadcast += u64::from(destination == BROADCAST);
     }

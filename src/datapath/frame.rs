@@ -3,11 +3,13 @@
 use super::ahead::Plan;
 use super::config::FaultReason;
 use super::counters::Tally;
+use super::dirty::Dirty;
+use super::offload::Offloads;
 use super::set::Set;
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{Cursor, GuestSlice};
 use crate::virtio::chain::{Chain, ChainError, DescRing, Readable, Writable};
-use crate::virtio::net_hdr::{NUM_BUFFERS, PLAIN, PLAIN_SHORT};
+use crate::virtio::net_hdr::{self, NUM_BUFFERS, PLAIN_SHORT};
 
 /// Descriptors that one burst walks before it leaves the rest to the next: the most that a poll thread spends on
 /// chains that a driver made long for no good reason. Ordinary chains of 20 fragments still fill a burst.
@@ -25,6 +27,10 @@ pub(super) enum Taken {
     Runt,
     /// More than the slot's room.
     Oversize,
+    /// This many bytes, which are more than the slot's room but would fit in another. Nothing is taken.
+    Large(u32),
+    /// Something was left to be done to it that cannot be done.
+    Invalid,
 }
 
 impl Taken {
@@ -35,6 +41,8 @@ impl Taken {
             Self::Frame => tally.frame(slot.frame()),
             Self::Runt => tally.runts += 1,
             Self::Oversize => tally.oversize += 1,
+            Self::Invalid => tally.invalid += 1,
+            Self::Large(_) => {}
         }
         usize::from(matches!(self, Self::Frame))
     }
@@ -42,16 +50,18 @@ impl Taken {
 
 /// Takes the frame out of a buffer in one piece.
 #[inline(always)]
-pub(super) fn take<S: Set>(buffer: GuestSlice<'_>, slot: &mut RxSlot<'_>) -> Taken {
-    // What the header says matters only to offloads, none of which are offered: it is not even read.
-    let (_, frame) = buffer.split_at(S::HEADER);
+pub(super) fn take<S: Set>(buffer: GuestSlice<'_>, slot: &mut RxSlot<'_>, offloads: &Offloads) -> Taken {
+    // What the header says matters only to offloads: without them it is not even read.
+    let (header, frame) = buffer.split_at(S::HEADER);
     slot.clear();
     if frame.is_empty() {
-        Taken::Runt
-    } else if slot.append(frame) {
-        Taken::Frame
-    } else {
-        Taken::Oversize
+        return Taken::Runt;
+    }
+    match (slot.append(frame), S::EXTRA) {
+        (true, false) => Taken::Frame,
+        (true, true) => offloads.judge(header.read_array().unwrap_or_default(), slot),
+        (false, false) => Taken::Oversize,
+        (false, true) => offloads.too_large(frame.len()),
     }
 }
 
@@ -63,29 +73,127 @@ pub(super) fn gather<'m, S: Set, R: DescRing>(
     chain: &mut Chain<'m, R, Readable>,
     cursor: &mut Cursor<'m>,
     slot: &mut RxSlot<'_>,
+    offloads: &Offloads,
     work: &mut u32,
 ) -> Result<Taken, ChainError> {
     slot.clear();
-    let mut header = S::HEADER;
+    let mut header = Gathered::new::<S>();
+    let mut len = 0_u32;
     let mut fits = true;
     while let Some(piece) = chain.next(cursor)? {
-        let (in_header, frame) = piece.split_at(header);
-        header -= in_header.len();
+        let (in_header, frame) = piece.split_at(header.left);
+        header.take::<S>(in_header);
+        // A chain has less than 2^32 bytes.
+        len = len.saturating_add(frame.len());
         fits = fits && slot.append(frame);
     }
     *work += u32::from(chain.walked());
-    if !fits {
-        slot.clear();
-        return Ok(Taken::Oversize);
-    }
-    Ok(if slot.is_empty() {
-        Taken::Runt
-    } else {
-        Taken::Frame
+    Ok(match (fits, S::EXTRA) {
+        _ if len == 0 => Taken::Runt,
+        (true, false) => Taken::Frame,
+        (true, true) => offloads.judge(header.bytes, slot),
+        (false, extra) => {
+            slot.clear();
+            if extra {
+                offloads.too_large(len)
+            } else {
+                Taken::Oversize
+            }
+        }
     })
 }
 
+/// A header on its way out of guest memory, piece by piece.
+struct Gathered {
+    /// Of these only as many are read as matter.
+    bytes: [u8; net_hdr::SHORT as usize],
+    left: u32,
+}
+
+impl Gathered {
+    fn new<S: Set>() -> Self {
+        Self {
+            bytes: [0; net_hdr::SHORT as usize],
+            left: S::HEADER,
+        }
+    }
+
+    /// Takes what comes next of the header.
+    fn take<S: Set>(&mut self, piece: GuestSlice<'_>) {
+        if S::EXTRA {
+            let at = (S::HEADER - self.left) as usize;
+            piece.read(self.bytes.get_mut(at..).unwrap_or_default());
+        }
+        self.left -= piece.len();
+    }
+}
+
 // ---- into the guest ----
+
+/// A frame for the driver: two parts that follow each other, and what the header says of it.
+#[derive(Clone, Copy)]
+pub(super) struct Frame<'a> {
+    /// The header before `num_buffers`.
+    header: [u8; net_hdr::SHORT as usize],
+    /// The front, where that is not as in the packet; only with extras.
+    head: &'a [u8],
+    body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// A frame as it goes on the wire.
+    #[inline(always)]
+    pub(super) fn plain(bytes: &'a [u8]) -> Self {
+        Self {
+            header: PLAIN_SHORT,
+            head: &[],
+            body: bytes,
+        }
+    }
+
+    /// A frame as it goes on the wire, in two parts.
+    pub(super) fn new(head: &'a [u8], body: &'a [u8]) -> Self {
+        Self {
+            head,
+            ..Self::plain(body)
+        }
+    }
+
+    /// A frame to which something is left to be done.
+    pub(super) fn with_header(header: [u8; net_hdr::SHORT as usize], bytes: &'a [u8]) -> Self {
+        Self {
+            header,
+            ..Self::plain(bytes)
+        }
+    }
+
+    /// The first part that is not empty.
+    pub(super) fn front(&self) -> &'a [u8] {
+        if self.head.is_empty() {
+            self.body
+        } else {
+            self.head
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    #[inline(always)]
+    pub(super) fn len_u32(&self) -> u32 {
+        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The long header, for a frame that lies in one buffer.
+    #[inline(always)]
+    fn long_header(&self) -> [u8; net_hdr::LONG as usize] {
+        let [a, b, c, d, e, f, g, h, i, j] = self.header;
+        let [low, high] = NUM_BUFFERS;
+        [a, b, c, d, e, f, g, h, i, j, low, high]
+    }
+}
 
 /// What became of one frame.
 pub(super) enum Put {
@@ -95,6 +203,29 @@ pub(super) enum Put {
     NoBuffers,
     /// It does not fit the one buffer it may have. None is used.
     Oversize,
+    /// Something is left to be done to it that cannot be done. No buffer is used.
+    Invalid,
+}
+
+impl Put {
+    /// Counts the frame of `slot`, if it was put.
+    #[inline(always)]
+    pub(super) fn count(&self, slot: &TxSlot<'_>, tally: &mut Tally) {
+        if matches!(self, Self::Done(_)) {
+            tally.frame(slot.frame());
+        }
+    }
+
+    /// Counts a frame that was dropped, and says whether that was for what was left to be done to it.
+    #[cold]
+    pub(super) fn count_drop(&self, tally: &mut Tally) -> usize {
+        match self {
+            Self::Oversize => tally.oversize += 1,
+            Self::Invalid => tally.invalid += 1,
+            Self::Done(_) | Self::NoBuffers => {}
+        }
+        usize::from(matches!(self, Self::Invalid))
+    }
 }
 
 /// Asks to own all that the frame after this one will write, while this one is copied: the guest's core has those lines,
@@ -108,13 +239,37 @@ pub(super) fn own(chain: Option<(u16, Plan<'_>)>, slot: Option<&TxSlot<'_>>) {
 
 /// Puts a frame into a buffer in one piece, unless it is too small.
 #[inline(always)]
-pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &[u8]) -> bool {
-    let (header, rest) = buffer.split_at(S::HEADER);
+pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>, log: Option<&Dirty>) -> bool {
+    let (written, fits) = put_pieces::<S>(buffer, frame);
+    if let Some(log) = log {
+        // Of a frame that does not fit, the front may be written nevertheless.
+        log.wrote(buffer.split_at(written).0);
+    }
+    fits
+}
+
+/// Says how many bytes it put, and whether that is all.
+#[inline(always)]
+fn put_pieces<S: Set>(buffer: GuestSlice<'_>, frame: &Frame<'_>) -> (u32, bool) {
+    let (header, mut rest) = buffer.split_at(S::HEADER);
     let header_fits = match S::LONG {
-        true => header.write_array(PLAIN),
-        false => header.write_array(PLAIN_SHORT),
+        true => header.write_array(frame.long_header()),
+        false => header.write_array(frame.header),
     };
-    header_fits && rest.write_all(frame)
+    if !header_fits {
+        return (0, false);
+    }
+    if S::EXTRA {
+        let (head, behind) = rest.split_at(u32::try_from(frame.head.len()).unwrap_or(u32::MAX));
+        if !head.write_all(frame.head) {
+            return (S::HEADER, false);
+        }
+        rest = behind;
+    }
+    match rest.write_all(frame.body) {
+        true => (S::HEADER + frame.len_u32(), true),
+        false => (buffer.len() - rest.len(), false),
+    }
 }
 
 /// The chains that one frame may go into, one after the other.
@@ -129,9 +284,10 @@ pub(super) trait Buffers<'m> {
 pub(super) fn scatter<'m, S: Set>(
     mut buffers: impl Buffers<'m>,
     cursor: &mut Cursor<'m>,
-    frame: &[u8],
+    frame: &Frame<'_>,
+    log: Option<&Dirty>,
 ) -> Result<Put, FaultReason> {
-    let mut writer = Writer::new::<S>(frame);
+    let mut writer = Writer::new::<S>(frame, log);
     let most = if S::MERGE { u16::MAX } else { 1 };
     for taken in 1..=most {
         if !buffers.fill(cursor, &mut writer)? {
@@ -147,28 +303,34 @@ pub(super) fn scatter<'m, S: Set>(
 
 /// A header and a frame on their way into guest memory, piece by piece.
 pub(super) struct Writer<'a, 'm> {
-    /// The header before `num_buffers`: no offload, nothing.
-    zeros: &'a [u8],
+    /// The header before `num_buffers`.
+    header: &'a [u8],
     /// `num_buffers`, if the header has it: 1 until it is known better.
     num_buffers: &'a [u8],
     /// Where it went; its two bytes may be far apart.
     num_buffers_at: [Option<GuestSlice<'m>>; 2],
-    frame: &'a [u8],
+    head: &'a [u8],
+    body: &'a [u8],
+    /// Takes down what is written.
+    log: Option<&'a Dirty>,
 }
 
 impl<'a, 'm> Writer<'a, 'm> {
-    fn new<S: Set>(frame: &'a [u8]) -> Self {
+    fn new<S: Set>(frame: &'a Frame<'a>, log: Option<&'a Dirty>) -> Self {
         let num_buffers: &[u8] = if S::LONG { &NUM_BUFFERS } else { &[] };
         Self {
-            zeros: &PLAIN_SHORT,
+            header: &frame.header,
             num_buffers,
             num_buffers_at: [None; 2],
-            frame,
+            head: frame.head,
+            body: frame.body,
+            log,
         }
     }
 
     fn is_done(&self) -> bool {
-        self.zeros.is_empty() && self.num_buffers.is_empty() && self.frame.is_empty()
+        let left = [self.header, self.num_buffers, self.head, self.body];
+        left.iter().all(|part| part.is_empty())
     }
 
     /// Fills the pieces of a chain with what comes next, as far as the chain goes, and says with how many bytes.
@@ -190,14 +352,19 @@ impl<'a, 'm> Writer<'a, 'm> {
 
     /// Fills `piece` with what comes next, and says with how many bytes.
     fn put(&mut self, piece: GuestSlice<'m>) -> u32 {
-        let (_, rest) = drain(&mut self.zeros, piece);
+        let (_, rest) = drain(&mut self.header, piece);
         let (written, rest) = drain(&mut self.num_buffers, rest);
         if !written.is_empty() {
             let free = self.num_buffers_at.iter_mut().find(|place| place.is_none());
             free.map(|place| place.insert(written));
         }
-        let (_, rest) = drain(&mut self.frame, rest);
-        piece.len() - rest.len()
+        let (_, rest) = drain(&mut self.head, rest);
+        let (_, rest) = drain(&mut self.body, rest);
+        let written = piece.len() - rest.len();
+        if let Some(log) = self.log {
+            log.wrote(piece.split_at(written).0);
+        }
+        written
     }
 
     /// Says in the header how many buffers the frame takes.
@@ -205,7 +372,10 @@ impl<'a, 'm> Writer<'a, 'm> {
         let bytes = count.to_le_bytes();
         let mut left = &bytes[..];
         for place in self.num_buffers_at.iter().flatten() {
-            drain(&mut left, *place);
+            let (written, _) = drain(&mut left, *place);
+            if let Some(log) = self.log {
+                log.wrote(written);
+            }
         }
     }
 }

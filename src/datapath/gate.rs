@@ -103,6 +103,19 @@ impl<T> Gate<T> {
         }
     }
 
+    /// The gate if it is closed, with no burst inside and no other control thread at it. Never waits.
+    pub(super) fn try_shut(&self) -> Option<Shut<'_, T>> {
+        let control = self.control.try_lock()?;
+        // Relaxed: no burst enters a closed gate, and who would open it needs the lock.
+        let begun = self.begun.load(Ordering::Relaxed);
+        // Acquire: as in close.
+        let free = self.ended.load(Ordering::Acquire) == begun & !CLOSED;
+        (free && begun & CLOSED != 0).then_some(Shut {
+            gate: self,
+            _control: control,
+        })
+    }
+
     /// Whether bursts are kept out, at this moment.
     pub(super) fn is_closed(&self) -> bool {
         // Relaxed: who wants the value closes the gate first.
@@ -247,6 +260,25 @@ mod tests {
         assert_eq!(*shut, 7);
         shut.open();
         assert!(gate.try_enter().is_ok());
+    }
+
+    #[test]
+    fn a_closed_gate_can_be_had_without_waiting_unless_somebody_is_at_it() {
+        let gate = open(7);
+        assert!(gate.try_shut().is_none(), "it is open");
+        let burst = gate.try_enter().ok().unwrap();
+        burst.close_behind();
+        assert!(gate.try_shut().is_none(), "a burst is inside");
+        drop(burst);
+        assert_eq!(gate.try_shut().map(|shut| *shut), Some(7));
+        let shut = gate.close();
+        assert!(gate.try_shut().is_none(), "a control thread is at it");
+        drop(shut);
+        assert_eq!(
+            gate.try_enter().err(),
+            Some(Denied::Closed),
+            "looking opens nothing"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
 //! `ring::Ring`, compiled once per feature set (`set`): `split` or `packed`. What they have in common is in `frame`,
 //! which moves frames between slots and chains, `ahead`, which looks chains up before they are used, and `miss`, for
-//! chains that an IOMMU hides.
+//! chains that an IOMMU hides. `offload` knows what is left to be done to a frame.
 
 #![deny(
     clippy::unwrap_used,
@@ -25,9 +25,11 @@ mod ahead;
 mod call;
 mod config;
 mod counters;
+mod dirty;
 mod frame;
 mod gate;
 mod miss;
+mod offload;
 mod packed;
 mod queue;
 mod rarp;
@@ -38,9 +40,14 @@ mod split;
 
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
+pub use dirty::RingLog;
 pub use queue::{Queue, Sent, Wake, Waker};
 pub use ring::BURST;
-pub use slot::{RxSlot, TxSlot};
+pub use slot::{RxSlot, TxSlot, MAX_FRAME};
+
+pub use crate::virtio::net_hdr::Offload;
 
 #[cfg(all(test, not(loom)))]
 mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;

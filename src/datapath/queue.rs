@@ -10,7 +10,7 @@ use super::counters::{Counters, Tally};
 use super::gate::{Entered, Gate};
 use super::miss::Halt;
 use super::rarp;
-use super::ring::{attach, Burst, Ring, BURST};
+use super::ring::{attach, Burst, Ring, Start, BURST};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{MemTable, Miss};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -32,6 +32,8 @@ pub enum Wake {
 pub struct Sent {
     /// Frames that the driver got. All others are the caller's to count as dropped.
     pub packets: usize,
+    /// Of the others, those to which something was left to be done that cannot be done.
+    pub invalid: usize,
     /// Attempts after the first.
     pub retries: u32,
     /// Whether another burst on this queue had to be waited for.
@@ -60,11 +62,22 @@ const _: () = assert!(size_of::<Queue>() <= 384);
 #[repr(C)]
 struct State {
     ring: Option<Box<dyn Ring>>,
-    /// The guest to announce before anything else.
-    rarp: Option<[u8; 6]>,
+    /// What to do besides, which no ordinary burst does.
+    errand: Option<Errand>,
+    /// The guest's address, once it is known.
+    guest: Option<[u8; 6]>,
     enabled: bool,
     behind_iommu: bool,
     fault: Option<RingFault>,
+}
+
+/// What a dequeue is to do besides moving frames, once.
+#[derive(Clone, Copy)]
+enum Errand {
+    /// Announce the guest with this address, before anything else.
+    Announce([u8; 6]),
+    /// Learn the guest's address from the first frame, and announce it then if so wished.
+    Learn { announce: bool },
 }
 
 impl State {
@@ -83,7 +96,8 @@ impl Queue {
             missed: AtomicU64::new(0),
             gate: Gate::new(State {
                 ring: None,
-                rarp: None,
+                errand: None,
+                guest: None,
                 enabled: false,
                 behind_iommu: false,
                 fault: None,
@@ -103,12 +117,31 @@ impl Queue {
         self.control(|state| {
             // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
             state.behind_iommu = config.mem.is_behind_iommu();
-            let ring = attach(config)?;
+            let ring = attach(config, Start::Resume)?;
             self.missed.store(0, Ordering::Relaxed);
+            if self.discards(state) {
+                ring.want_kicks(true);
+            }
             ring.call(&self.counters);
             self.publish_status(ring.as_ref());
             state.ring = Some(ring);
             state.fault = None;
+            Ok(())
+        })
+    }
+
+    /// Starts the ring that runs anew where it stands, for what may change in its life: where it logs its writes. Its driver
+    /// notices nothing, and a broken ring stays broken. Nothing happens if none runs. Waits for at most one burst.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError`]; what ran before then still runs.
+    pub fn restart(&self, config: RingConfig) -> Result<(), RingError> {
+        self.control(|state| {
+            if let Some(ring) = &state.ring {
+                let base = ring.base();
+                state.ring = Some(attach(RingConfig { base, ..config }, Start::Here)?);
+            }
             Ok(())
         })
     }
@@ -155,13 +188,71 @@ impl Queue {
     }
 
     /// Lets bursts move packets, or not (SET_VRING_ENABLE). Waits for at most one burst.
+    ///
+    /// The driver of a disabled transmitq is asked to kick, since nobody polls it: what it sends is to be
+    /// [discarded](Self::discard).
     pub fn set_enabled(&self, enabled: bool) {
-        self.control(|state| state.enabled = enabled);
+        self.control(|state| {
+            if std::mem::replace(&mut state.enabled, enabled) == enabled {
+                return;
+            }
+            if let (Direction::Dequeue, Some(ring)) = (self.direction, &state.ring) {
+                ring.want_kicks(!enabled);
+            }
+        });
+    }
+
+    /// Gives back unread what the driver sent on a ring that is started and disabled, at most a ring full, and says
+    /// whether more came meanwhile. Does nothing for any other ring.
+    pub fn discard(&self) -> bool {
+        self.control(|state| {
+            if !self.discards(state) || state.fault.is_some() {
+                return false;
+            }
+            let Some(ring) = &mut state.ring else {
+                return false;
+            };
+            let burst = ring.discard(&self.counters);
+            self.counters.count_discarded(burst.frames);
+            self.publish_status(ring.as_ref());
+            if burst.halted {
+                let vring = ring.vring();
+                if let Some(Halt::Fault(reason)) = ring.take_halt() {
+                    state.fault = Some(RingFault { vring, reason });
+                    (self.waker)(Wake::Broken);
+                }
+                return false;
+            }
+            // Where the next kick is due depends on where the ring stands.
+            ring.want_kicks(true);
+            ring.backlog() > 0
+        })
+    }
+
+    /// Whether what the driver sends is discarded, once there is a ring.
+    fn discards(&self, state: &State) -> bool {
+        self.direction == Direction::Dequeue && !state.enabled
     }
 
     /// Makes the next dequeue begin with an announcement of the guest at `mac` (VHOST_USER_SEND_RARP).
     pub fn request_rarp(&self, mac: [u8; 6]) {
-        self.control(|state| state.rarp = Some(mac));
+        self.control(|state| {
+            state.errand = Some(Errand::Announce(mac));
+            state.guest = Some(mac);
+        });
+    }
+
+    /// Forgets the guest's address, learns it from the first frame that comes, and announces it then if `announce`.
+    pub fn learn_guest(&self, announce: bool) {
+        self.control(|state| {
+            state.errand = Some(Errand::Learn { announce });
+            state.guest = None;
+        });
+    }
+
+    /// The guest's address, once it is learnt or told.
+    pub fn guest(&self) -> Option<[u8; 6]> {
+        self.control(|state| state.guest)
     }
 
     /// Why the driver's ring broke, until the next start.
@@ -183,6 +274,11 @@ impl Queue {
             state.close_behind();
         }
         result
+    }
+
+    /// As [`Queue::fault`], for threads that wait for no burst: `None` also while the ring is being changed.
+    pub fn try_fault(&self) -> Option<RingFault> {
+        self.gate.try_shut()?.fault
     }
 
     /// Changes the state while no burst is inside.
@@ -230,27 +326,85 @@ impl Queue {
 impl Queue {
     /// Receives what the guest sent: fills `slots` from the first on and says how many, at most [`BURST`].
     ///
-    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it.
+    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it. A frame that is too
+    /// large for its slot, but would fit in another, stays in its ring, see [`Queue::dequeue_growing`].
     #[inline]
     pub fn dequeue(&self, slots: &mut [RxSlot<'_>]) -> usize {
+        self.dequeue_growing(slots, |_, _| false)
+    }
+
+    /// Receives as [`Queue::dequeue`] does. Where a frame does not fit in its slot, `grow` may put another slot in its place,
+    /// for the number of bytes that it is told, at most [`MAX_FRAME`](super::MAX_FRAME), and says whether it did. If
+    /// not, the frame stays in its ring: there may be memory for it the next time.
+    #[inline]
+    pub fn dequeue_growing<'a>(
+        &self,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> usize {
         if self.direction != Direction::Dequeue {
             return 0;
         }
         let Ok(mut state) = self.gate.try_enter() else {
             return 0;
         };
-        if state.rarp.is_some() {
-            return self.announce(&mut state, slots);
-        }
-        let Some(ring) = &mut state.ring else { return 0 };
-        let burst = ring.dequeue(slots, &self.counters);
-        if burst.frames > 0 {
-            self.publish_status(ring.as_ref());
-        }
+        let burst = match state.errand {
+            None => self.receive(&mut state, slots, grow),
+            Some(errand) => self.run_errand(errand, &mut state, slots, grow),
+        };
         if burst.halted {
             self.halt(state);
         }
         burst.frames
+    }
+
+    #[inline(always)]
+    fn receive<'a>(
+        &self,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let Some(ring) = &mut state.ring else {
+            return Burst::default();
+        };
+        let mut burst = ring.dequeue(slots, &self.counters);
+        if burst.large > 0 {
+            burst = self.dequeue_large(ring.as_mut(), burst, slots, grow);
+        }
+        if burst.frames > 0 {
+            self.publish_status(ring.as_ref());
+        }
+        burst
+    }
+
+    /// Goes on behind a burst that ended before a frame larger than its slot. Each round moves a frame or ends this: only a
+    /// driver that makes a frame larger meanwhile has it end early.
+    #[cold]
+    fn dequeue_large<'a>(
+        &self,
+        ring: &mut dyn Ring,
+        first: Burst,
+        slots: &mut [RxSlot<'a>],
+        mut grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let mut all = first;
+        while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
+            if all.large == 0 || all.halted || !grow(slot, all.large) {
+                break;
+            }
+            let rest = slots.get_mut(all.frames..).unwrap_or_default();
+            let burst = ring.dequeue(rest, &self.counters);
+            all = Burst {
+                slots: all.slots + burst.slots,
+                frames: all.frames + burst.frames,
+                ..burst
+            };
+            if burst.frames == 0 {
+                break;
+            }
+        }
+        all
     }
 
     /// Sends frames to the guest, any number of them, in order.
@@ -270,6 +424,7 @@ impl Queue {
         let halted = loop {
             let attempt = self.attempt(ring.as_mut(), left);
             sent.packets += attempt.frames;
+            sent.invalid += attempt.invalid;
             left = left.get(attempt.slots..).unwrap_or_default();
             if attempt.halted || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
                 break attempt.halted;
@@ -293,6 +448,7 @@ impl Queue {
             let burst = ring.enqueue(group, &self.counters);
             all.slots += burst.slots;
             all.frames += burst.frames;
+            all.invalid += burst.invalid;
             all.halted = burst.halted;
             if burst.halted || burst.slots < group.len() {
                 break;
@@ -309,13 +465,37 @@ impl Queue {
         }
     }
 
-    /// Receives the announcement that was asked for, alone.
     #[cold]
-    fn announce(&self, state: &mut State, slots: &mut [RxSlot<'_>]) -> usize {
-        let (Some(mac), Some(slot)) = (state.rarp, slots.first_mut()) else {
-            return 0;
+    fn run_errand<'a>(
+        &self,
+        errand: Errand,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let announce = match errand {
+            Errand::Announce(mac) => {
+                let frames = self.announce(mac, slots);
+                state.errand = state.errand.filter(|_| slots.is_empty());
+                return Burst {
+                    frames,
+                    ..Burst::default()
+                };
+            }
+            Errand::Learn { announce } => announce,
         };
-        state.rarp = None;
+        let burst = self.receive(state, slots, grow);
+        let first = slots.first().filter(|_| burst.frames > 0);
+        if let Some(mac) = first.and_then(|slot| rarp::source(slot.frame())) {
+            state.guest = Some(mac);
+            state.errand = announce.then_some(Errand::Announce(mac));
+        }
+        burst
+    }
+
+    /// Receives an announcement, alone.
+    fn announce(&self, mac: [u8; 6], slots: &mut [RxSlot<'_>]) -> usize {
+        let Some(slot) = slots.first_mut() else { return 0 };
         let mut tally = Tally::default();
         let fits = slot.set(&rarp::frame(mac));
         if fits {

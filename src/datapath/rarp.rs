@@ -26,6 +26,13 @@ pub(super) fn frame(mac: [u8; 6]) -> [u8; FRAME] {
     frame
 }
 
+/// The address that a frame comes from, if it can be a guest's.
+pub(super) fn source(frame: &[u8]) -> Option<[u8; 6]> {
+    let mac: [u8; 6] = *frame.get(6..)?.first_chunk()?;
+    let [first, ..] = mac;
+    (first & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

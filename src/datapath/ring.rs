@@ -21,6 +21,13 @@ pub(super) trait Ring: Send {
     /// Moves frames from `slots` to the driver, at most [`BURST`].
     fn enqueue(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst;
 
+    /// Gives back to the driver, unread, all that it made available: for a transmitq that is disabled. The burst's frames
+    /// are chains.
+    fn discard(&mut self, counters: &Counters) -> Burst;
+
+    /// Asks the driver to kick when it makes buffers available, or not to.
+    fn want_kicks(&self, wanted: bool);
+
     /// Buffers that the driver made available and we have not taken.
     fn backlog(&self) -> u16;
 
@@ -59,8 +66,21 @@ pub(super) struct Burst {
     pub(super) slots: usize,
     /// Frames moved; the slots between were dropped and counted.
     pub(super) frames: usize,
+    /// Of the slots dealt with, those dropped because of what was left to be done to them; into the guest only.
+    pub(super) invalid: usize,
+    /// Bytes of the next frame, if the next slot has less room than that; out of the guest only.
+    pub(super) large: u32,
     /// Whether it ended before its time, see [`Ring::take_halt`]; what was moved before that stands.
     pub(super) halted: bool,
+}
+
+/// Where a ring begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Where it stands, whoever served it before: [`RingConfig::base`] may be wrong after a crash.
+    Resume,
+    /// At [`RingConfig::base`], where it was stopped just now by us: nothing but its code changes.
+    Here,
 }
 
 /// Starts the ring that `config` describes, in the layout and with the code that its features ask for.
@@ -68,9 +88,9 @@ pub(super) struct Burst {
 /// # Errors
 ///
 /// [`RingError`]; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
     match config.features.contains(VIRTIO_F_RING_PACKED) {
-        true => packed::attach(config),
-        false => split::attach(config),
+        true => packed::attach(config, start),
+        false => split::attach(config, start),
     }
 }

@@ -1,8 +1,7 @@
 //! The features that burst code depends on, as constants: burst code is compiled once per set of them.
 
-use crate::virtio::features::{
-    Features, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use super::config::RingConfig;
+use crate::virtio::features::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use crate::virtio::net_hdr;
 
 /// One combination of features.
@@ -13,6 +12,9 @@ pub(super) trait Set {
     const MERGE: bool;
     const EVENT_IDX: bool;
     const INDIRECT: bool;
+    /// Whether the ring does anything beyond moving bytes, see [`RingConfig::has_extras`]: then flags are looked at as it
+    /// runs, and otherwise nothing of that is even compiled in.
+    const EXTRA: bool;
 }
 
 /// A [`Set`] by its number, of which each bit is a constant of it: see [`set_number`].
@@ -23,18 +25,21 @@ impl<const SET: usize> Set for Bits<SET> {
     const MERGE: bool = SET & 2 != 0;
     const EVENT_IDX: bool = SET & 4 != 0;
     const INDIRECT: bool = SET & 8 != 0;
+    const EXTRA: bool = SET & 16 != 0;
 }
 
 /// How many sets there are.
-pub(super) const SETS: usize = 16;
+pub(super) const SETS: usize = 32;
 
-/// The number of the [`Set`] for these features, less than [`SETS`].
-pub(super) fn set_number(features: Features) -> usize {
+/// The number of the [`Set`] for this ring, less than [`SETS`].
+pub(super) fn set_number(config: &RingConfig) -> usize {
+    let features = config.features;
     let bits = [
         net_hdr::is_long(features),
         features.contains(VIRTIO_NET_F_MRG_RXBUF),
         features.contains(VIRTIO_RING_F_EVENT_IDX),
         features.contains(VIRTIO_RING_F_INDIRECT_DESC),
+        config.has_extras(),
     ];
     bits.iter()
         .rev()
@@ -61,6 +66,22 @@ macro_rules! per_set {
             $make::<13>,
             $make::<14>,
             $make::<15>,
+            $make::<16>,
+            $make::<17>,
+            $make::<18>,
+            $make::<19>,
+            $make::<20>,
+            $make::<21>,
+            $make::<22>,
+            $make::<23>,
+            $make::<24>,
+            $make::<25>,
+            $make::<26>,
+            $make::<27>,
+            $make::<28>,
+            $make::<29>,
+            $make::<30>,
+            $make::<31>,
         ]
     };
 }

@@ -1,10 +1,15 @@
 //! UNSAFE: packet memory of the host, lent for one burst. The layout is that of the C border's slots.
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
+use std::mem::{offset_of, MaybeUninit};
 use std::slice;
 
 use crate::memory::GuestSlice;
+use crate::virtio::net_hdr::Offload;
+
+/// Bytes of the largest frame that a slot can be made for: with headroom, and what else a host keeps beside it, a buffer
+/// of less than 64 KiB. No driver sends more: Linux leaves itself 320 bytes below 64 KiB.
+pub const MAX_FRAME: u32 = 65360;
 
 /// Room for one packet to be received.
 ///
@@ -17,6 +22,8 @@ pub struct RxSlot<'a> {
     data: *mut u8,
     room: u32,
     len: u32,
+    /// Written only with a frame that has one: a slot comes without.
+    offload: Offload,
     memory: PhantomData<&'a mut [u8]>,
 }
 
@@ -30,6 +37,7 @@ pub struct RxSlot<'a> {
 pub struct TxSlot<'a> {
     data: *const u8,
     len: u32,
+    offload: Offload,
     memory: PhantomData<&'a [u8]>,
 }
 
@@ -46,6 +54,7 @@ impl<'a> RxSlot<'a> {
             data: room.as_mut_ptr(),
             room: len,
             len: 0,
+            offload: Offload::NONE,
             memory: PhantomData,
         }
     }
@@ -60,11 +69,32 @@ impl<'a> RxSlot<'a> {
         self.len == 0
     }
 
+    /// Bytes that fit.
+    pub fn room(&self) -> u32 {
+        self.room
+    }
+
+    /// What is left to be done to the frame received.
+    pub fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Says what is left to be done to the frame received.
+    pub(super) fn set_offload(&mut self, offload: Offload) {
+        self.offload = offload;
+    }
+
     /// The frame received.
     #[inline(always)]
     pub fn frame(&self) -> &[u8] {
         // SAFETY: the first len bytes are ours and written.
         unsafe { slice::from_raw_parts(self.data, self.len as usize) }
+    }
+
+    /// The frame received, to be completed.
+    pub(super) fn frame_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the first len bytes are ours alone and written.
+        unsafe { slice::from_raw_parts_mut(self.data, self.len as usize) }
     }
 
     /// Makes the slot empty again.
@@ -112,8 +142,38 @@ impl<'a> TxSlot<'a> {
         Self {
             data: frame.as_ptr(),
             len,
+            offload: Offload::NONE,
             memory: PhantomData,
         }
+    }
+
+    /// A slot of this frame, to which something is left to be done.
+    pub fn with_offload(frame: &'a [u8], offload: Offload) -> Self {
+        Self {
+            offload,
+            ..Self::new(frame)
+        }
+    }
+
+    /// What is left to be done to the frame.
+    #[inline(always)]
+    pub fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Bytes of the longest frame on the wire: of a segment, if it is to be cut into such.
+    #[inline(always)]
+    pub fn wire_len(&self) -> u32 {
+        match self.offload.is_gso() {
+            true => self.segment_len(),
+            false => self.len,
+        }
+    }
+
+    #[cold]
+    fn segment_len(&self) -> u32 {
+        let segment = u32::from(self.offload.hdr_len) + u32::from(self.offload.gso_size);
+        segment.min(self.len)
     }
 
     /// Bytes in the frame.
@@ -134,5 +194,7 @@ impl<'a> TxSlot<'a> {
     }
 }
 
-const _: () = assert!(size_of::<RxSlot<'_>>() == size_of::<*mut u8>() + 8);
-const _: () = assert!(size_of::<TxSlot<'_>>() == 2 * size_of::<*const u8>());
+// A slot's members as the C border has them: no padding but at the end.
+const _: () = assert!(size_of::<Offload>() == 10);
+const _: () = assert!(offset_of!(RxSlot<'_>, offload) == size_of::<*mut u8>() + 8);
+const _: () = assert!(offset_of!(TxSlot<'_>, offload) == size_of::<*const u8>() + 4);

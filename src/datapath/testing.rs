@@ -31,6 +31,24 @@ impl<D: Virtqueue> Rig<D> {
     }
 
     pub(super) fn with_room(direction: Direction, size: u16, room: u32, features: Features) -> Self {
+        Self::with_config(direction, size, room, features, |config| config)
+    }
+
+    /// A ring of which the host has words for offloads.
+    pub(super) fn with_offloads(direction: Direction, size: u16, room: u32, features: Features) -> Self {
+        Self::with_config(direction, size, room, features, |config| RingConfig {
+            offloads: true,
+            ..config
+        })
+    }
+
+    fn with_config(
+        direction: Direction,
+        size: u16,
+        room: u32,
+        features: Features,
+        change: impl FnOnce(RingConfig) -> RingConfig,
+    ) -> Self {
         let net: Net<D> = Net::new(size, room, features);
         let wakes = Arc::new(AtomicU32::new(0));
         let waker = wakes.clone();
@@ -41,7 +59,7 @@ impl<D: Virtqueue> Rig<D> {
             }),
         );
         queue.set_enabled(true);
-        queue.start(net.driver.config(7)).unwrap();
+        queue.start(change(net.driver.config(7))).unwrap();
         Self {
             queue,
             net,

@@ -8,6 +8,15 @@ use std::ptr::{self, NonNull};
 use super::error::MemError;
 use super::region::RegionDesc;
 
+/// Addresses of this process, as the kernel's interfaces write them: whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Range {
+    pub(super) start: u64,
+    /// Bytes.
+    pub(super) len: u64,
+}
+
 /// A byte range of a file, mapped shared, readable and writable, until dropped.
 ///
 /// # Invariants
@@ -85,6 +94,39 @@ impl Mapping {
     pub(super) fn start(&self) -> *mut u8 {
         // SAFETY: lead < length, both of one mapping.
         unsafe { self.base.as_ptr().add(self.lead) }
+    }
+
+    /// All that is mapped, in whole pages of the file.
+    pub(super) fn range(&self) -> Range {
+        Range {
+            start: self.base.as_ptr().addr() as u64,
+            len: self.length as u64,
+        }
+    }
+
+    /// Makes the kernel fill no page but the one that is asked for: a huge page made of small ones would fill in
+    /// those that have not arrived yet.
+    pub(super) fn use_small_pages(&self) {
+        // Kernels without transparent huge pages refuse, and have none to fill in.
+        // SAFETY: advice on a mapping of our own; it changes no byte.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.length, libc::MADV_NOHUGEPAGE) };
+    }
+
+    /// Puts empty memory of our own where the file was. Whoever has a pointer into the mapping may go on using it.
+    ///
+    /// # Errors
+    ///
+    /// The system's refusal; the file is mapped still.
+    pub(super) fn cut_off(&self) -> io::Result<()> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let base = self.base.as_ptr().cast();
+        // SAFETY: replaces exactly the mapping that this value owns by one of the same length and protection. Its
+        // bytes change, as a peer may change them at any time.
+        match unsafe { libc::mmap(base, self.length, protection, flags, -1, 0) } {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     }
 
     /// Bytes in the range asked for.

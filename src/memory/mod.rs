@@ -3,7 +3,8 @@
 //! A front-end hands over files and says where in the guest's and in its own address space they belong.
 //! [`Region`] maps one, [`MemTable`] is the immutable set of them, [`Cursor`] translates, and what comes
 //! out is a [`GuestSlice`]: bytes that are mapped, and that the guest may change at any time. Nothing
-//! here ever makes a Rust reference to them.
+//! here ever makes a Rust reference to them. What is written while a guest moves goes into a [`DirtyLog`]; a
+//! [`Userfault`] makes who touches a page that has not arrived yet wait for it.
 
 #![deny(
     clippy::unwrap_used,
@@ -24,18 +25,27 @@
 mod addr;
 mod copy;
 pub(crate) mod cpu;
+pub(crate) mod crash;
+mod dirty_log;
 mod error;
+mod inflight;
 mod iotlb;
 mod mapping;
 mod numa;
 mod region;
 mod stitch;
 mod table;
+mod userfault;
+mod write_log;
 
 pub use addr::{FrontendAddr, GuestAddr};
 pub use copy::GuestSlice;
+pub use dirty_log::{DirtyLog, LogError, LOG_PAGE, MAX_LOG_BYTES};
 pub use error::MemError;
+pub use inflight::{InflightDesc, InflightError, InflightLayout, InflightMem, InflightQueue};
 pub use iotlb::{Access, Iotlb, IovaRange, Miss, Translation, MAX_TRANSLATIONS};
 pub use mapping::Mapping;
 pub use region::{Region, RegionDesc};
 pub use table::{Cursor, MemTable, Unmapped, MAX_REGIONS};
+pub use userfault::{Userfault, UserfaultError};
+pub use write_log::{WriteLog, Written};

@@ -73,6 +73,22 @@ impl Region {
         Ok(Self { desc, mapping })
     }
 
+    /// As [`Region::map`], of a file whose missing pages are somewhere else still (post-copy).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Region::map`].
+    pub fn map_incomplete(desc: RegionDesc, fd: impl AsFd) -> Result<Self, MemError> {
+        let region = Self::map(desc, fd)?;
+        region.mapping.use_small_pages();
+        Ok(region)
+    }
+
+    /// The address of its first byte in this process, which a front-end needs to make sense of our page faults.
+    pub fn base(&self) -> u64 {
+        self.mapping.start().addr() as u64
+    }
+
     /// What the front-end said of it.
     pub fn desc(&self) -> &RegionDesc {
         &self.desc

@@ -69,6 +69,9 @@ impl Virtqueue for Driver {
             features: self.features,
             mem: self.memory.table(),
             call: None,
+            offloads: false,
+            inflight: None,
+            log: None,
         }
     }
 

@@ -6,6 +6,7 @@ mod driver;
 mod memory;
 mod net;
 mod packed;
+mod page_server;
 mod pool;
 mod virtqueue;
 
@@ -13,5 +14,6 @@ pub use driver::Driver;
 pub use memory::{GuestMemory, FRONTEND_OFFSET};
 pub use net::Net;
 pub use packed::{PackedDesc, PackedDriver};
+pub use page_server::PageServer;
 pub use pool::Pool;
 pub use virtqueue::{Buffer, Virtqueue};

@@ -7,7 +7,7 @@ use super::memory::GuestMemory;
 use super::virtqueue::{Buffer, Virtqueue};
 use crate::memory::GuestAddr;
 use crate::virtio::features::{Features, VIRTIO_NET_F_MRG_RXBUF};
-use crate::virtio::net_hdr;
+use crate::virtio::net_hdr::{self, Offload};
 
 /// A network driver's receiveq or transmitq, with a buffer for each descriptor.
 #[derive(Debug)]
@@ -22,18 +22,29 @@ pub struct Net<D = Driver> {
 impl<D: Virtqueue> Net<D> {
     /// A ring of `size` entries in memory of its own, with buffers of `room` bytes, header included.
     pub fn new(size: u16, room: u32, features: Features) -> Self {
-        // An odd number of cache lines from buffer to buffer, so that they do not fall into the same cache sets.
-        let stride = (u64::from(room).div_ceil(64) | 1) * 64;
-        let ring = GuestAddr(0x1000);
-        let buffers = GuestAddr((ring.0 + D::ring_bytes(size)).next_multiple_of(4096));
-        let bytes = (buffers.0 - ring.0 + stride * u64::from(size)).next_multiple_of(4096);
-        let memory = Arc::new(GuestMemory::new(bytes));
+        let memory = Arc::new(GuestMemory::new(Self::space(size, room)));
+        Self::within(memory, GuestAddr(0x1000), size, room, features)
+    }
+
+    /// The same at `ring`, which is aligned to a page, in memory that has [`space`](Self::space) there.
+    pub fn within(
+        memory: Arc<GuestMemory>,
+        ring: GuestAddr,
+        size: u16,
+        room: u32,
+        features: Features,
+    ) -> Self {
         Self {
             driver: D::new(memory, ring, size, features),
-            buffers,
+            buffers: GuestAddr(ring.0 + D::ring_bytes(size).next_multiple_of(4096)),
             room,
-            stride,
+            stride: stride(room),
         }
+    }
+
+    /// Bytes that a ring with its buffers takes: whole pages.
+    pub fn space(size: u16, room: u32) -> u64 {
+        D::ring_bytes(size).next_multiple_of(4096) + (stride(room) * u64::from(size)).next_multiple_of(4096)
     }
 
     /// Bytes of the header before each frame.
@@ -51,6 +62,11 @@ impl<D: Virtqueue> Net<D> {
 
     /// Transmits a frame, once published. Says whether there was a free descriptor, and a buffer large enough.
     pub fn send(&mut self, frame: &[u8]) -> bool {
+        self.send_with(Offload::NONE, frame)
+    }
+
+    /// Transmits a frame to which something is left to be done.
+    pub fn send_with(&mut self, offload: Offload, frame: &[u8]) -> bool {
         let len = u32::try_from(frame.len())
             .unwrap_or(u32::MAX)
             .saturating_add(self.header());
@@ -58,7 +74,8 @@ impl<D: Virtqueue> Net<D> {
             return false;
         };
         let addr = self.buffer(head);
-        let header = [0; net_hdr::LONG as usize];
+        let mut header = [0; net_hdr::LONG as usize];
+        header[..net_hdr::SHORT as usize].copy_from_slice(&offload.encode());
         self.driver
             .memory()
             .write(addr, &header[..self.header() as usize]);
@@ -100,10 +117,22 @@ impl<D: Virtqueue> Net<D> {
     ///
     /// If the device broke a rule: a buffer used too little, a header that is not plain, buffers missing.
     pub fn receive(&mut self) -> Option<Vec<u8>> {
+        let (offload, frame) = self.receive_with()?;
+        assert_eq!(offload, Offload::NONE);
+        Some(frame)
+    }
+
+    /// Receives a frame to which something may be left to be done.
+    ///
+    /// # Panics
+    ///
+    /// If the device broke a rule: a buffer used too little, buffers missing.
+    pub fn receive_with(&mut self) -> Option<(Offload, Vec<u8>)> {
         let first = self.take()?;
         let (header, frame) = first.split_at(self.header() as usize);
-        let (zeros, num_buffers) = header.split_at(net_hdr::SHORT as usize);
-        assert_eq!(zeros, net_hdr::PLAIN_SHORT);
+        let (offload, num_buffers) = header
+            .split_first_chunk()
+            .expect("a header is at least a short one");
         let count = num_buffers.try_into().map_or(1, u16::from_le_bytes);
         let merges = self.driver.features().contains(VIRTIO_NET_F_MRG_RXBUF);
         assert!(count == 1 || (merges && count > 1), "num_buffers {count}");
@@ -114,7 +143,7 @@ impl<D: Virtqueue> Net<D> {
                     .expect("buffers that belong together are published together"),
             );
         }
-        Some(frame)
+        Some((Offload::decode(*offload), frame))
     }
 
     /// The bytes that the device wrote into the next used buffer.
@@ -126,4 +155,9 @@ impl<D: Virtqueue> Net<D> {
         self.driver.memory().read(self.buffer(head), &mut bytes);
         Some(bytes)
     }
+}
+
+/// Bytes from buffer to buffer: an odd number of cache lines, so that they do not fall into the same cache sets.
+fn stride(room: u32) -> u64 {
+    (u64::from(room).div_ceil(64) | 1) * 64
 }

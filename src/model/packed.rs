@@ -89,6 +89,9 @@ impl Virtqueue for PackedDriver {
             features: self.features,
             mem: self.memory.table(),
             call: None,
+            offloads: false,
+            inflight: None,
+            log: None,
         }
     }
 

@@ -2,21 +2,33 @@
 //! refused by name.
 
 use std::ffi::{c_char, c_void, CStr, OsStr};
+use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::slice;
 
 use ovs_sys::{
-    ovsv_counter_cb, ovsv_mode, ovsv_option, ovsv_pair_cb, ovsv_rx_slot, ovsv_stats, ovsv_text_cb,
-    ovsv_topology, ovsv_tx_slot,
+    ovsv_counter_cb, ovsv_mode, ovsv_offload, ovsv_option, ovsv_pair_cb, ovsv_rx_slot, ovsv_stats,
+    ovsv_text_cb, ovsv_topology, ovsv_tx_slot, OVSV_MAX_FRAME,
 };
 
-use crate::datapath::{RxSlot, TxSlot};
+use crate::datapath::{Offload, RxSlot, TxSlot, MAX_FRAME};
 use crate::port::{Mode, Stats, Topology};
 
 // Slots cross in bulk and in place: both sides must mean the same bytes. The members of ours, which are
-// private, are in the header's order.
+// private, are in the header's order; datapath/slot.rs holds that their offsets are the same.
 const _: () = {
+    assert!(size_of::<Offload>() == size_of::<ovsv_offload>());
+    assert!(align_of::<Offload>() == align_of::<ovsv_offload>());
+    assert!(offset_of!(Offload, flags) == offset_of!(ovsv_offload, flags));
+    assert!(offset_of!(Offload, gso_type) == offset_of!(ovsv_offload, gso_type));
+    assert!(offset_of!(Offload, hdr_len) == offset_of!(ovsv_offload, hdr_len));
+    assert!(offset_of!(Offload, gso_size) == offset_of!(ovsv_offload, gso_size));
+    assert!(offset_of!(Offload, csum_start) == offset_of!(ovsv_offload, csum_start));
+    assert!(offset_of!(Offload, csum_offset) == offset_of!(ovsv_offload, csum_offset));
+    assert!(MAX_FRAME == OVSV_MAX_FRAME);
+    assert!(offset_of!(ovsv_rx_slot, offload) == 16);
+    assert!(offset_of!(ovsv_tx_slot, offload) == 12);
     assert!(size_of::<RxSlot<'_>>() == size_of::<ovsv_rx_slot>());
     assert!(align_of::<RxSlot<'_>>() == align_of::<ovsv_rx_slot>());
     assert!(size_of::<TxSlot<'_>>() == size_of::<ovsv_tx_slot>());

@@ -10,16 +10,16 @@ use std::sync::{Arc, OnceLock};
 
 use ovs_sys::{
     netdev, ovsv_config, ovsv_counter_cb, ovsv_entries, ovsv_mode, ovsv_option, ovsv_pair_cb, ovsv_port,
-    ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topology, ovsv_tx_slot,
+    ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topology, ovsv_tx_slot, packet_stash,
 };
 
 use super::convert::{self, Sink};
 use super::faults::{self, Burst};
 use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
-use crate::datapath::Queue;
+use crate::datapath::{Queue, RxSlot};
 use crate::panics;
-use crate::port::{Environment, Port, Switches};
+use crate::port::{postcopy_support, Environment, Port, Switches};
 
 /// The table for the shim. A row of another type than the header's does not compile.
 static ENTRIES: ovsv_entries = ovsv_entries {
@@ -92,7 +92,7 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
         let switches = Switches {
             tso: config.tso,
             iommu: config.iommu,
-            postcopy: config.postcopy,
+            postcopy: postcopy_support(config.postcopy, config.memory_locked),
         };
         // SAFETY: C gives a terminated string, valid during the call.
         let rundir = unsafe { convert::path(config.rundir) };
@@ -254,14 +254,19 @@ unsafe extern "C" fn port_rx_queue(port: *const ovsv_port, queue_id: u16) -> *co
 unsafe extern "C" fn dequeue(
     port: *const ovsv_port,
     from: *const ovsv_queue,
+    stash: *mut packet_stash,
     slots: *mut ovsv_rx_slot,
     n: usize,
 ) -> usize {
+    // SAFETY: `slot` is one of `slots`, which are of `stash`; it comes back as `convert::rx_slots` wants it.
+    let grow = |slot: &mut RxSlot<'_>, len| unsafe {
+        ovs_sys::ovsv_host_grow(stash, ptr::from_mut(slot).cast(), len)
+    };
     // SAFETY: a port from C and its queue; slots that are this call's alone.
     unsafe {
         on_port(port, |port| {
             faults::trip(port, Burst::Dequeue);
-            queue(from).dequeue(convert::rx_slots(slots, n))
+            queue(from).dequeue_growing(convert::rx_slots(slots, n), grow)
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,14 @@ use log::Level;
 
 use crate::datapath::RingFault;
 use crate::vhost_user::{
-    Answer, BackendChannel, BackendError, Connection, Next, Offer, ProtocolFeatures, ReceiveError, Received,
-    SendError, Session, SessionError,
+    Answer, BackendChannel, BackendError, Connection, Message, Next, Offer, Outcome, ProtocolFeatures,
+    ReceiveError, Received, SendError, Session, SessionError,
 };
 
-use super::control::{Reactor, Source, Watched};
+use super::control::{Reactor, Readiness, Source, Watched};
 use super::device::PortDevice;
+use super::drain::Drains;
+use super::errand::{Desk, Errand, Progress};
 use super::offer;
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
@@ -31,14 +34,23 @@ const MEM_SLOTS: u64 = 509;
 pub(super) struct Attachment {
     port: Arc<Port>,
     connection: Connection,
-    session: Session,
-    pub(super) device: PortDevice,
+    desk: Whereabouts,
     /// Where requests of ours go, once the front-end has said.
     backend: Option<Watched<BackendChannel>>,
+    pub(super) drains: Drains,
     /// Since when a message, or our answer to one, is under way.
     busy_since: Option<Instant>,
     /// Broken rings that were spoken of.
     faults: Vec<RingFault>,
+}
+
+/// Where session and device are.
+enum Whereabouts {
+    Here(Box<Desk>),
+    /// Carrying out a message that may take long.
+    Away(Errand),
+    /// Lost with a thread that could not be started, or that panicked.
+    Gone,
 }
 
 /// What a message led to, for the log.
@@ -52,25 +64,51 @@ pub(super) struct Heard {
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
         let offer = Offer {
-            features: offer::features(port.switches, port.mode()).0,
-            protocol_features: offer::protocol_features(port.switches).0,
+            features: offer::features(port.mode, port.switches).0,
+            protocol_features: offer::protocol_features(
+                port.mode(),
+                port.switches,
+                port.mtu_requested.load(Ordering::Relaxed),
+            )
+            .0,
             queue_pairs: MAX_QUEUE_PAIRS,
             mem_slots: MEM_SLOTS,
         };
         Attachment {
             connection: Connection::new(stream),
-            session: Session::new(offer),
-            device: PortDevice::new(Arc::clone(&port)),
+            desk: Whereabouts::Here(Box::new(Desk {
+                session: Session::new(offer),
+                device: PortDevice::new(Arc::clone(&port)),
+            })),
             backend: None,
+            drains: Drains::default(),
             port,
             busy_since: None,
             faults: Vec::new(),
         }
     }
 
-    /// Takes one message and answers it. None: there is none, or not the whole of it.
+    /// The device, unless it is away.
+    pub(super) fn device(&mut self) -> Option<&mut PortDevice> {
+        match &mut self.desk {
+            Whereabouts::Here(desk) => Some(&mut desk.device),
+            Whereabouts::Away(_) | Whereabouts::Gone => None,
+        }
+    }
+
+    /// Takes one message and answers it. None: there is none, or not the whole of it, or one is being carried out.
     pub(super) fn exchange(&mut self, now: Instant) -> Result<Option<Heard>, End> {
         self.connection.flush()?;
+        if let Some(outcome) = self.collect()? {
+            return self.answer(outcome).map(Some);
+        }
+        if self.is_away() {
+            // It is asked nothing meanwhile; but when it hangs up, nobody brings the pages that are waited for.
+            return match self.connection.is_hung_up() {
+                true => Err(End::Left),
+                false => Ok(None),
+            };
+        }
         let message = match self.connection.receive()? {
             Received::Message(message) => message,
             Received::Closed => return Err(End::Left),
@@ -85,23 +123,70 @@ impl Attachment {
             message.name()
         );
         self.busy_since = None;
-        let outcome = self.session.handle(message, &mut self.device);
-        if let Some(reply) = outcome.reply {
-            self.connection.send(&reply)?;
-        }
-        match (outcome.error, outcome.next) {
-            (Some(error), Next::Close) => Err(End::Refused(error)),
-            (refused, _) => Ok(Some(Heard {
-                settled: outcome.note,
-                refused,
-            })),
+        match self.carry_out(message)? {
+            Some(outcome) => self.answer(outcome).map(Some),
+            None => Ok(None),
         }
     }
 
-    /// Sends what the device has to ask. Says what went wrong, for the log.
+    /// Has a message carried out: here and now, or on an errand if it may have to wait for the guest's memory.
+    fn carry_out(&mut self, message: Message) -> Result<Option<Outcome>, End> {
+        let Whereabouts::Here(desk) = &mut self.desk else {
+            return Ok(None);
+        };
+        let Some(pages) = desk.device.missing_pages().cloned() else {
+            return Ok(Some(desk.handle(message)));
+        };
+        let Whereabouts::Here(desk) = std::mem::replace(&mut self.desk, Whereabouts::Gone) else {
+            return Ok(None);
+        };
+        self.desk = Whereabouts::Away(Errand::send(desk, message, pages, self.port.control.clone())?);
+        Ok(None)
+    }
+
+    /// What became of a message that was carried out elsewhere, if it was and is.
+    fn collect(&mut self) -> Result<Option<Outcome>, End> {
+        let Whereabouts::Away(errand) = &mut self.desk else {
+            return Ok(None);
+        };
+        match errand.progress() {
+            Progress::Away => Ok(None),
+            Progress::Back(desk, outcome) => {
+                self.desk = Whereabouts::Here(desk);
+                Ok(Some(outcome))
+            }
+            Progress::Lost(panic) => {
+                self.desk = Whereabouts::Gone;
+                Err(End::Panicked(panic))
+            }
+        }
+    }
+
+    /// Whether a message is being carried out elsewhere.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.desk, Whereabouts::Away(_))
+    }
+
+    fn answer(&mut self, outcome: Outcome) -> Result<Heard, End> {
+        if let Some(reply) = outcome.reply {
+            self.connection.send_with(&reply, outcome.fd)?;
+        }
+        match (outcome.error, outcome.next) {
+            (Some(error), Next::Close) => Err(End::Refused(error)),
+            (refused, _) => Ok(Heard {
+                settled: outcome.note,
+                refused,
+            }),
+        }
+    }
+
+    /// Sends what the device has to ask, unless it is away. Says what went wrong, for the log.
     pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<String> {
-        let mut notes = self.device.iommu.take_notes();
-        if let Some(channel) = self.device.take_backend() {
+        let Whereabouts::Here(desk) = &mut self.desk else {
+            return Vec::new();
+        };
+        let mut notes = desk.device.iommu.take_notes();
+        if let Some(channel) = desk.device.take_backend() {
             // The one before is taken from the reactor first: it may have had the same number.
             self.backend = None;
             match reactor.watch(channel, Source::Backend(id)) {
@@ -109,26 +194,21 @@ impl Attachment {
                 Err(error) => notes.push(format!("back-end channel cannot be watched: {error}")),
             }
         }
-        let requests = self.device.iommu.take_outgoing();
-        let reply_ack = self
+        let requests = desk.device.iommu.take_outgoing();
+        let reply_ack = desk
             .session
             .protocol_features()
             .contains(ProtocolFeatures::REPLY_ACK);
         for request in requests {
-            match self
-                .backend
-                .as_mut()
-                .map(|channel| channel.inner.send(request, reply_ack))
-            {
-                Some(Ok(())) => {}
-                Some(Err(error)) => notes.push(self.lose_backend(&error)),
-                None => {
-                    notes.push(format!(
-                        "{}: there is no back-end channel to ask on",
-                        request.name()
-                    ));
-                    break;
-                }
+            let Some(channel) = &mut self.backend else {
+                notes.push(format!(
+                    "{}: there is no back-end channel to ask on",
+                    request.name()
+                ));
+                break;
+            };
+            if let Err(error) = channel.inner.send(request, reply_ack) {
+                notes.push(self.lose_backend(&error));
             }
         }
         self.arm_backend(reactor, id);
@@ -139,7 +219,11 @@ impl Attachment {
     pub(super) fn take_answers(&mut self, reactor: &Reactor, id: PortId) -> Option<String> {
         for _ in 0..ANSWERS_PER_TURN {
             match self.backend.as_mut()?.inner.receive() {
-                Ok(Answer::To(request, _)) => self.device.answered(request),
+                Ok(Answer::To(request, _)) => {
+                    if let Some(device) = self.device() {
+                        device.answered(request);
+                    }
+                }
                 Ok(Answer::None) => break,
                 Err(error) => return Some(self.lose_backend(&error)),
             }
@@ -150,14 +234,19 @@ impl Attachment {
 
     fn arm_backend(&self, reactor: &Reactor, id: PortId) {
         if let Some(channel) = &self.backend {
-            let output = channel.inner.output_waiting();
-            reactor.rearm(channel.inner.as_fd(), Source::Backend(id), output);
+            let readiness = Readiness {
+                input: true,
+                output: channel.inner.output_waiting(),
+            };
+            reactor.rearm(channel.inner.as_fd(), Source::Backend(id), readiness);
         }
     }
 
     fn lose_backend(&mut self, error: &BackendError) -> String {
         self.backend = None;
-        self.device.iommu.forget_questions();
+        if let Some(device) = self.device() {
+            device.iommu.forget_questions();
+        }
         error.to_string()
     }
 
@@ -168,13 +257,16 @@ impl Attachment {
 
     /// Of the rings that are broken now, those not spoken of yet; the front-end is told of them here.
     pub(super) fn new_faults(&mut self, faults: Vec<RingFault>) -> Vec<RingFault> {
+        let Whereabouts::Here(desk) = &self.desk else {
+            return Vec::new();
+        };
         let known = std::mem::replace(&mut self.faults, faults.clone());
         let new: Vec<RingFault> = faults
             .into_iter()
             .filter(|fault| !known.contains(fault))
             .collect();
         new.iter()
-            .for_each(|fault| self.device.signal_error(usize::from(fault.vring)));
+            .for_each(|fault| desk.device.signal_error(usize::from(fault.vring)));
         new
     }
 
@@ -182,7 +274,15 @@ impl Attachment {
         reactor.add(self.connection.as_fd(), Source::Connection(id))
     }
 
-    pub(super) fn unregister(&self, reactor: &Reactor) {
+    /// Watches the rings that are started and disabled, and no others.
+    pub(super) fn settle_drains(&mut self, reactor: &Reactor, now: Instant) {
+        if let Whereabouts::Here(desk) = &self.desk {
+            self.drains.settle(desk.device.idle_rings(), reactor, now);
+        }
+    }
+
+    pub(super) fn unregister(&mut self, reactor: &Reactor) {
+        self.drains.clear(reactor);
         reactor.remove(self.connection.as_fd());
     }
 
@@ -195,13 +295,13 @@ impl Attachment {
         }
     }
 
-    /// Asks for readiness to send only while there is something to send.
+    /// Asks for readiness to send only while there is something to send, and not for messages while one is under way.
     pub(super) fn listen(&self, reactor: &Reactor, id: PortId) {
-        reactor.rearm(
-            self.connection.as_fd(),
-            Source::Connection(id),
-            self.connection.output_waiting(),
-        );
+        let readiness = Readiness {
+            input: !self.is_away(),
+            output: self.connection.output_waiting(),
+        };
+        reactor.rearm(self.connection.as_fd(), Source::Connection(id), readiness);
     }
 }
 
@@ -212,6 +312,11 @@ pub(super) enum End {
     Left,
     #[error("{0}; closing the connection")]
     Refused(SessionError),
+    #[error("no thread to wait for the guest's memory: {0}; closing the connection")]
+    NoThread(#[from] io::Error),
+    /// In our own code: the port's end, as if it had been on the control thread.
+    #[error("{0}")]
+    Panicked(String),
     #[error("{0}; closing the connection")]
     Receive(#[from] ReceiveError),
     #[error("{0}; closing the connection")]

@@ -90,31 +90,43 @@ pub(super) enum Source {
     Watches,
     Listener(PortId),
     Connection(PortId),
+    /// The driver of this vring kicked.
+    Kick(PortId, u16),
     Backend(PortId),
 }
 
-/// A source as epoll carries it: the port's number, then three bits that say what it is.
+/// A source as epoll carries it: the port's number, a vring's in eight bits, then three bits that say what it is.
 impl Source {
     fn data(self) -> EventData {
         EventData::new_u64(match self {
             Source::Wake => 0,
             Source::Watches => 1,
-            Source::Listener(id) => id.0 << 3 | 2,
-            Source::Connection(id) => id.0 << 3 | 3,
-            Source::Backend(id) => id.0 << 3 | 4,
+            Source::Listener(id) => id.0 << 11 | 2,
+            Source::Connection(id) => id.0 << 11 | 3,
+            Source::Kick(id, vring) => id.0 << 11 | u64::from(vring & 0xff) << 3 | 4,
+            Source::Backend(id) => id.0 << 11 | 5,
         })
     }
 
     fn of(data: u64) -> Source {
-        let id = PortId(data >> 3);
+        let id = PortId(data >> 11);
+        let [vring, ..] = (data >> 3).to_le_bytes();
         match data & 7 {
             0 => Source::Wake,
             1 => Source::Watches,
             2 => Source::Listener(id),
             3 => Source::Connection(id),
+            4 => Source::Kick(id, u16::from(vring)),
             _ => Source::Backend(id),
         }
     }
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Readiness {
+    pub(super) input: bool,
+    pub(super) output: bool,
 }
 
 /// What peers register with: readiness of descriptors, appearance of files.
@@ -124,7 +136,7 @@ pub(super) struct Reactor {
 }
 
 impl Reactor {
-    fn new() -> io::Result<Reactor> {
+    pub(super) fn new() -> io::Result<Reactor> {
         Ok(Reactor {
             epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
             watches: Watches::new()?,
@@ -144,13 +156,17 @@ impl Reactor {
         })
     }
 
-    /// Asks also for readiness to write, or no more.
-    pub(super) fn rearm(&self, fd: BorrowedFd<'_>, source: Source, output: bool) {
-        let flags = if output {
-            EventFlags::IN | EventFlags::OUT
-        } else {
-            EventFlags::IN
-        };
+    /// Reports each time something is written to `fd`, which nobody need read.
+    pub(super) fn add_edges(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, source.data(), flags)?)
+    }
+
+    /// Asks for this from now on; of a hang-up a socket tells always.
+    pub(super) fn rearm(&self, fd: BorrowedFd<'_>, source: Source, readiness: Readiness) {
+        let mut flags = EventFlags::RDHUP;
+        flags.set(EventFlags::IN, readiness.input);
+        flags.set(EventFlags::OUT, readiness.output);
         // It was added: changing what to wait for cannot fail.
         let _ = epoll::modify(&self.epoll, fd, source.data(), flags);
     }
@@ -220,6 +236,7 @@ impl ControlThread {
             }
             Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
             Source::Connection(id) => self.with(id, |peer, reactor| peer.readable(reactor, now)),
+            Source::Kick(id, vring) => self.with(id, |peer, _| peer.kicked(vring, now)),
             Source::Backend(id) => self.with(id, |peer, reactor| peer.answered(reactor, now)),
         }
     }
@@ -259,10 +276,19 @@ impl ControlThread {
         for id in broken {
             self.with(id, |peer, _| peer.rings_broke(now));
         }
+        let away: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| p.is_away())
+            .map(Peer::id)
+            .collect();
+        for id in away {
+            self.with(id, |peer, reactor| peer.readable(reactor, now));
+        }
         let missing: Vec<PortId> = self
             .peers
             .values()
-            .filter(|p| p.port().take_misses())
+            .filter(|p| !p.is_away() && p.port().take_misses())
             .map(Peer::id)
             .collect();
         for id in missing {
@@ -358,6 +384,9 @@ mod tests {
             Source::Watches,
             Source::Listener(id),
             Source::Connection(id),
+            Source::Backend(id),
+            Source::Kick(id, 0),
+            Source::Kick(id, 255),
             Source::Backend(id),
         ] {
             assert_eq!(Source::of(source.data().u64()), source);

@@ -25,6 +25,11 @@ impl Port {
         self.path.lock().clone()
     }
 
+    /// What the guest's frames may hold, as far as its front-end is told.
+    pub(super) fn mtu(&self) -> u16 {
+        u16::try_from(self.requested.lock().mtu).unwrap_or(u16::MAX)
+    }
+
     /// A vring index is checked where it is decoded: it is below twice `MAX_QUEUE_PAIRS`.
     pub(super) fn queue(&self, vring: u16) -> &Queue {
         &self.queues[usize::from(vring)]
@@ -99,10 +104,6 @@ impl Port {
     pub(super) fn take_faults(&self) -> Vec<RingFault> {
         self.faults.store(false, Ordering::Release);
         self.changed();
-        self.all_faults()
-    }
-
-    pub(super) fn all_faults(&self) -> Vec<RingFault> {
         self.queues.iter().filter_map(Queue::fault).collect()
     }
 }

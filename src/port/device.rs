@@ -11,19 +11,27 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use log::Level;
 use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
 use crate::memory::{
-    Access, GuestAddr, IovaRange, MemError, MemTable, Region, RegionDesc, Translation, MAX_REGIONS,
+    Access, GuestAddr, InflightDesc, InflightQueue, IovaRange, MemError, MemTable, Region, RegionDesc,
+    Translation, Userfault, MAX_REGIONS,
 };
 use crate::vhost_user::{
-    BackendChannel, BackendRequest, Device, IotlbRequest, Refusal, Request, Response, VringAddr,
+    BackendChannel, BackendRequest, Device, IotlbRequest, Refusal, Regions, Request, Response, Transfer,
+    VringAddr,
 };
 use crate::virtio::features::{self, Features};
 use crate::virtio::ring::Area;
 
+use super::config_space::ConfigSpace;
+use super::device_state::{DeviceState, Moving, StateError};
+use super::in_flight::InFlight;
 use super::iommu::Iommu;
+use super::migration::Migration;
+use super::postcopy::{self, Postcopy};
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
 
@@ -37,9 +45,12 @@ struct Vring {
     address: Option<VringAddr>,
     /// In the layout of the ring, see [`RingConfig::base`].
     base: u32,
-    /// The front-end has handed over the kick: the ring may start. Poll threads need no kick, so the
-    /// descriptor itself is closed.
+    /// The front-end has handed over the kick: the ring may start.
     kicked: bool,
+    /// It was handed over, and has not run since.
+    new: bool,
+    /// What the driver kicks, which matters only to who drains a disabled ring.
+    kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     err: Option<OwnedFd>,
     enabled: bool,
@@ -66,8 +77,15 @@ pub(super) struct PortDevice {
     /// Regions that were added once more while they were there: QEMU adds each, and removes each, once per
     /// queue pair.
     added_again: Vec<RegionDesc>,
+    postcopy: Postcopy,
     vrings: Vec<Vring>,
     mtu: Option<u16>,
+    mac: Option<[u8; 6]>,
+    in_flight: InFlight,
+    moving: Moving,
+    migration: Migration,
+    /// What happened that the operator should hear of, since this was last asked for.
+    notes: Vec<(Level, String)>,
     /// Vrings enabled (true) or disabled since this was last asked for.
     toggled: Vec<(u16, bool)>,
 }
@@ -83,8 +101,14 @@ impl PortDevice {
             iommu: Iommu::default(),
             backend: None,
             added_again: Vec::new(),
+            postcopy: Postcopy::default(),
             vrings: Vec::new(),
             mtu: None,
+            mac: None,
+            in_flight: InFlight::default(),
+            moving: Moving::default(),
+            migration: Migration::default(),
+            notes: Vec::new(),
             toggled: Vec::new(),
         }
     }
@@ -125,9 +149,34 @@ impl PortDevice {
         std::mem::take(&mut self.toggled)
     }
 
+    /// What happened that the operator should hear of, since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<(Level, String)> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// What a thread may sleep on that carries out a request now.
+    pub(super) fn missing_pages(&self) -> Option<&Arc<Userfault>> {
+        self.postcopy.missing_pages()
+    }
+
+    /// Not while the page may be missing: to ask for its node would be to wait for it.
     fn numa(&self) -> Option<i32> {
+        if self.postcopy.is_listening() {
+            return None;
+        }
         let ring = self.vrings.first()?.address.as_ref()?;
         self.view.ring_area(ring.desc, 1, Access::Read)?.numa_node()
+    }
+
+    /// The guest's transmitqs that are started and disabled, with their kick descriptors. None while their pages may be
+    /// missing: the control thread looks at these rings itself, and must not wait for a page.
+    pub(super) fn idle_rings(&self) -> impl Iterator<Item = (u16, Option<Arc<OwnedFd>>)> + '_ {
+        let complete = !self.postcopy.is_listening();
+        let idle = move |vring: &Vring| complete && vring.running && !self.enabled(vring);
+        (0..)
+            .zip(&self.vrings)
+            .filter(move |(index, vring)| index % 2 == 1 && idle(vring))
+            .map(|(index, vring)| (index, vring.kick.clone()))
     }
 
     fn usable(&self, vring: &Vring) -> bool {
@@ -197,6 +246,9 @@ impl PortDevice {
         let to_search = self.behind_iommu();
         let vring = self.vring(index);
         (vring.up, vring.running, vring.to_search) = (true, true, to_search);
+        if std::mem::take(&mut vring.new) {
+            self.port.meet_guest(index);
+        }
         Ok(())
     }
 
@@ -222,12 +274,16 @@ impl PortDevice {
             features: self.features?,
             mem: Arc::clone(&self.view),
             call: vring.call.clone(),
+            offloads: self.port.speaks_offloads(),
+            inflight: self.in_flight_part(index),
+            log: self.migration.ring(self.features?, address),
         })
     }
 
     /// Stops a ring; where it stood is where it will start again.
     fn stop(&mut self, index: u16) {
         let base = self.port.queue(index).stop();
+        self.port.remember_guest(index, base);
         let vring = self.vring(index);
         (vring.up, vring.running) = (false, false);
         vring.base = base.unwrap_or(vring.base);
@@ -255,6 +311,7 @@ impl PortDevice {
         }
         change(self);
         self.look_through_iommu();
+        self.settle_log();
         for index in all {
             if let Err(error) = self.settle(index) {
                 // A memory table is replaced region by region: a ring whose region is not there yet
@@ -264,28 +321,112 @@ impl PortDevice {
         }
     }
 
+    /// Takes in what changed of logging, and of what it depends on.
+    fn settle_log(&mut self) {
+        self.notes
+            .extend(self.migration.settle(self.features, &self.memory));
+    }
+
+    /// Lets running rings go on where they are, logging or not as is wanted now.
+    fn restart_all(&mut self) -> Result<Response, Refusal> {
+        self.settle_log();
+        let all = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        all.into_iter().try_for_each(|index| self.restart(index))?;
+        Ok(Response::Done)
+    }
+
+    /// Lets a running ring go on where it is, from what is staged now.
+    fn restart(&mut self, index: u16) -> Result<(), Refusal> {
+        match self.ready(index).filter(|_| self.vring_ref(index).running) {
+            Some(config) => self
+                .port
+                .queue(index)
+                .restart(config)
+                .map_err(|error| Refusal::new(format!("vring {index} cannot go on: {error}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn set_log_base(&mut self, size: u64, offset: u64, fd: &OwnedFd) -> Result<Response, Refusal> {
+        self.migration.set_log(size, offset, fd).map_err(Refusal::new)?;
+        self.restart_all()
+    }
+
+    /// A migration that begins or ends says the addresses of running rings once more, which differ only in their log: such
+    /// a ring goes on where it is.
+    fn set_address(&mut self, address: VringAddr) -> Result<Response, Refusal> {
+        let vring = self.vring(address.index);
+        let same = vring.address.is_some_and(|now| now.is_same_ring(&address));
+        if !(same && vring.running) {
+            return self.change(address.index, |vring| vring.address = Some(address));
+        }
+        vring.address = Some(address);
+        self.restart(address.index)?;
+        Ok(Response::Done)
+    }
+
     fn set_memory(&mut self, table: MemTable) -> Result<Response, Refusal> {
         self.change_all(|device| device.memory = Arc::new(table));
         Ok(Response::Done)
     }
 
+    /// Sets all memory. In post-copy it is told where that is, and waits.
+    fn replace_memory(&mut self, regions: Vec<(RegionDesc, OwnedFd)>) -> Result<Response, Refusal> {
+        let regions: Result<Vec<_>, _> = regions
+            .into_iter()
+            .map(|(desc, fd)| self.map_region(desc, fd))
+            .collect();
+        let regions = regions.map_err(refuse_memory)?;
+        let addresses = regions.iter().map(|r| postcopy::with_our_address(r)).collect();
+        let table = MemTable::new(regions).map_err(refuse_memory)?;
+        self.added_again.clear();
+        self.take_memory(table, Regions::Table(addresses))
+    }
+
+    /// Uses `table` from now on, or in post-copy when the front-end has acknowledged what it is answered.
+    fn take_memory(&mut self, table: MemTable, addresses: Regions) -> Result<Response, Refusal> {
+        if !self.postcopy.is_listening() {
+            return self.set_memory(table);
+        }
+        self.postcopy.propose(table);
+        Ok(Response::Regions(addresses))
+    }
+
+    fn acknowledged(&mut self) -> Result<Response, Refusal> {
+        match self.postcopy.acknowledged(&self.memory)? {
+            Some(table) => self.set_memory(table),
+            None => Ok(Response::Done),
+        }
+    }
+
+    fn map_region(&self, desc: RegionDesc, fd: OwnedFd) -> Result<Arc<Region>, MemError> {
+        let region = match self.postcopy.is_listening() {
+            true => Region::map_incomplete(desc, fd),
+            false => Region::map(desc, fd),
+        };
+        region.map(Arc::new)
+    }
+
     fn add_memory(&mut self, desc: RegionDesc, fd: OwnedFd) -> Result<Response, Refusal> {
-        if self
-            .memory
-            .regions()
-            .iter()
-            .any(|region| region.desc().is_same_memory(&desc))
-        {
+        let memory = self.postcopy.latest(&self.memory);
+        let known = |region: &&Arc<Region>| region.desc().is_same_memory(&desc);
+        if let Some(region) = memory.regions().iter().find(known) {
+            let address = postcopy::with_our_address(region);
             if self.added_again.len() >= MAX_REGIONS * usize::from(MAX_QUEUE_PAIRS) {
                 return Err(Refusal::new(
                     "memory region refused: added more often than there are queue pairs",
                 ));
             }
             self.added_again.push(desc);
-            return Ok(Response::Done);
+            return Ok(match self.postcopy.is_listening() {
+                true => Response::Regions(Regions::One(address)),
+                false => Response::Done,
+            });
         }
-        let region = map_region((desc, fd)).map_err(refuse_memory)?;
-        self.set_memory(self.memory.with_region(region).map_err(refuse_memory)?)
+        let region = self.map_region(desc, fd).map_err(refuse_memory)?;
+        let address = postcopy::with_our_address(&region);
+        let table = memory.with_region(region).map_err(refuse_memory)?;
+        self.take_memory(table, Regions::One(address))
     }
 
     fn remove_memory(&mut self, desc: &RegionDesc) -> Result<Response, Refusal> {
@@ -297,7 +438,12 @@ impl PortDevice {
             self.added_again.swap_remove(again);
             return Ok(Response::Done);
         }
-        self.set_memory(self.memory.without_region(desc).map_err(refuse_memory)?)
+        let retracted = self.postcopy.retract(desc);
+        match self.memory.without_region(desc) {
+            Ok(table) => self.set_memory(table),
+            Err(_) if retracted => Ok(Response::Done),
+            Err(error) => Err(refuse_memory(error)),
+        }
     }
 
     fn set_features(&mut self, features: Features) -> Result<Response, Refusal> {
@@ -306,7 +452,12 @@ impl PortDevice {
             return Ok(Response::Done);
         }
         if self.vrings.iter().any(|v| v.up) {
-            return Err(Refusal::new("features cannot change while a vring runs"));
+            let logging = features::VHOST_F_LOG_ALL;
+            if self.features.map(|now| now.without(logging)) != Some(features.without(logging)) {
+                return Err(Refusal::new("only VHOST_F_LOG_ALL can change while a vring runs"));
+            }
+            self.features = Some(features);
+            return self.restart_all();
         }
         self.change_all(|device| {
             device.features = Some(features);
@@ -320,6 +471,8 @@ impl PortDevice {
     /// Stops the ring until the next kick (the specification's "ring is stopped").
     fn get_vring_base(&mut self, index: u16) -> Response {
         self.stop(index);
+        // The front-end hears where it stands, and says so when it starts it anew.
+        self.in_flight_part(index).iter().for_each(InflightQueue::forget);
         let vring = self.vring(index);
         vring.kicked = false;
         let num = vring.base;
@@ -351,9 +504,87 @@ impl PortDevice {
                 vring.kicked = false;
                 vring.enabled = false;
             }
+            let parts = (0..)
+                .zip(&device.vrings)
+                .filter_map(|(index, _)| device.in_flight_part(index));
+            parts.for_each(|part| part.forget());
             device.iommu.clear();
         });
         Response::Done
+    }
+
+    fn in_flight_part(&self, index: u16) -> Option<InflightQueue> {
+        let size = self.vrings.get(usize::from(index))?.size?;
+        self.in_flight.part(index, size, self.features?)
+    }
+
+    fn set_in_flight(&mut self, desc: InflightDesc, fd: &OwnedFd) -> Result<Response, Refusal> {
+        let in_flight = InFlight::take(desc, fd, self.features.unwrap_or_default())?;
+        self.change_all(|device| device.in_flight = in_flight);
+        Ok(Response::Done)
+    }
+
+    fn config_space(&self) -> ConfigSpace {
+        ConfigSpace {
+            mac: self.mac,
+            mtu: self.port.mtu(),
+        }
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], migration: bool) -> Result<Response, Refusal> {
+        if !migration {
+            return Err(Refusal::new(
+                "the driver may write no field of the configuration space",
+            ));
+        }
+        let mut space = self.config_space();
+        space.bring(offset, bytes).map_err(|at| {
+            Refusal::new(format!(
+                "the guest's configuration space differs from this port's at byte {at}"
+            ))
+        })?;
+        self.mac = space.mac;
+        Ok(Response::Done)
+    }
+
+    /// Begins to move the device's own state. Answers as the specification says: an error in the lower bits, and that
+    /// no descriptor comes with the answer.
+    fn move_state(&mut self, transfer: Transfer, channel: OwnedFd) -> Response {
+        const NO_FD: u64 = 1 << 8;
+        self.moving = Moving::No;
+        let state = DeviceState {
+            mtu: self.mtu,
+            mac: self.mac,
+        };
+        let begun = match transfer {
+            _ if self.vrings.iter().any(|vring| vring.running) => Err(StateError::Running),
+            Transfer::Save => Ok(Moving::Saved(state.save(channel))),
+            Transfer::Load => Moving::load(channel),
+        };
+        match begun {
+            Ok(moving) => {
+                self.moving = moving;
+                Response::U64(NO_FD)
+            }
+            Err(error) => {
+                log::debug!("port '{}': device state: {error}", self.port.name());
+                Response::U64(NO_FD | 1)
+            }
+        }
+    }
+
+    fn check_state(&mut self) -> Response {
+        match std::mem::take(&mut self.moving).check() {
+            Ok(None) => Response::U64(0),
+            Ok(Some(DeviceState { mtu, mac })) => {
+                (self.mtu, self.mac) = (mtu, mac);
+                Response::U64(0)
+            }
+            Err(error) => {
+                log::debug!("port '{}': device state: {error}", self.port.name());
+                Response::U64(1)
+            }
+        }
     }
 
     fn set_mtu(&mut self, mtu: u16) -> Response {
@@ -485,21 +716,19 @@ impl Device for PortDevice {
             Request::SetOwner => Ok(Response::Done),
             Request::ResetOwner | Request::ResetDevice => Ok(self.reset()),
             Request::SetFeatures(bits) => self.set_features(Features(bits)),
-            Request::SetMemTable(regions) => {
-                let regions = regions.into_iter().map(map_region).collect::<Result<_, _>>();
-                let table = regions.and_then(MemTable::new).map_err(refuse_memory)?;
-                self.added_again.clear();
-                self.set_memory(table)
-            }
+            Request::SetMemTable(regions) => self.replace_memory(regions),
             Request::AddMemReg(desc, fd) => self.add_memory(desc, fd),
             Request::RemMemReg(desc) => self.remove_memory(&desc),
             Request::SetVringNum { index, num } => self.change(index, |v| v.size = Some(num)),
-            Request::SetVringAddr(address) => self.change(address.index, |v| v.address = Some(address)),
+            Request::SetVringAddr(address) => self.set_address(address),
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
-            Request::SetVringKick { index, .. } => {
+            Request::SetVringKick { index, fd } => {
                 self.iommu.forgive();
-                self.change(index, |v| v.kicked = true)
+                self.change(index, |vring| {
+                    vring.new |= !std::mem::replace(&mut vring.kicked, true);
+                    vring.kick = fd.map(Arc::new);
+                })
             }
             Request::SetVringCall { index, fd } => {
                 let call = fd.map(eventfd).transpose()?.map(Arc::new);
@@ -518,6 +747,11 @@ impl Device for PortDevice {
                 Ok(Response::Done)
             }
             Request::Iotlb(request) => self.iotlb(request),
+            Request::SetLogBase { size, offset, fd } => self.set_log_base(size, offset, &fd),
+            Request::SetLogFd(fd) => {
+                self.migration.set_notify(eventfd(fd)?);
+                self.restart_all()
+            }
             Request::SetMtu(mtu) => Ok(self.set_mtu(mtu)),
             Request::SendRarp(mac) => {
                 self.port.queue(1).request_rarp(mac);
@@ -527,6 +761,28 @@ impl Device for PortDevice {
                 self.change_all(|device| device.status = Some(status));
                 Ok(Response::Done)
             }
+            Request::GetInflightFd {
+                num_queues,
+                queue_size,
+                padded,
+            } => InFlight::make(num_queues, queue_size, padded, self.features.unwrap_or_default()),
+            Request::SetInflightFd(desc, fd) => self.set_in_flight(desc, &fd),
+            Request::GetConfig { offset, size, flags } => Ok(Response::Config {
+                offset,
+                flags,
+                bytes: self.config_space().read(offset, size),
+            }),
+            Request::SetConfig {
+                offset,
+                bytes,
+                migration,
+            } => self.set_config(offset, &bytes, migration),
+            Request::SetDeviceStateFd(transfer, channel) => Ok(self.move_state(transfer, channel)),
+            Request::CheckDeviceState => Ok(self.check_state()),
+            Request::PostcopyAdvise => self.postcopy.advise(),
+            Request::PostcopyListen => self.postcopy.listen(&self.memory),
+            Request::PostcopyAck => self.acknowledged(),
+            Request::PostcopyEnd => Ok(self.postcopy.end()),
             Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
         }
     }
@@ -535,6 +791,8 @@ impl Device for PortDevice {
 impl Drop for PortDevice {
     /// The connection is gone: so are its rings, and with the last of them its memory.
     fn drop(&mut self) {
+        // First, or a burst that sleeps would be waited for below.
+        self.postcopy.abandon();
         for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
             self.stop(index);
         }
@@ -554,10 +812,6 @@ fn eventfd(fd: OwnedFd) -> Result<OwnedFd, Refusal> {
         .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
         .map_err(|error| Refusal::new(format!("the eventfd cannot be made non-blocking: {error}")))?;
     Ok(fd)
-}
-
-fn map_region((desc, fd): (RegionDesc, OwnedFd)) -> Result<Arc<Region>, MemError> {
-    Ok(Arc::new(Region::map(desc, fd)?))
 }
 
 fn refuse_memory(error: MemError) -> Refusal {

@@ -54,6 +54,7 @@ impl Port {
             log::warn!("{}: unsupported MTU {mtu}", self.name);
             return Err(PortError::BadMtu(mtu));
         }
+        self.mtu_requested.store(true, Ordering::Relaxed);
         let mut requested = self.requested.lock();
         if requested.mtu != mtu {
             requested.mtu = mtu;
@@ -165,7 +166,7 @@ impl Port {
         for (index, size) in link.vring_sizes.iter().enumerate() {
             emit(&format!("vring_{index}_size"), &size.to_string());
         }
-        for fault in self.all_faults() {
+        for fault in self.queues.iter().filter_map(Queue::try_fault) {
             emit(&format!("vring_{}_error", fault.vring), &fault.reason.to_string());
         }
     }

@@ -8,34 +8,49 @@
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
+//! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
+//! * `drain`: transmitqs that are started and disabled.
+//! * `announce`: tells bridges of a guest that came here.
+//! * `migration`: where its rings log what they write while the guest moves.
+//! * `postcopy`: what they do while a guest runs whose memory is still arriving.
+//! * `errand`: one of them carried out on a thread of its own, when it may have to wait for such memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
 //!   of them does with it.
 
+mod announce;
 mod attachment;
+mod config_space;
 mod connector;
 mod control;
 mod control_side;
 mod device;
+mod device_state;
+mod drain;
+mod errand;
+mod in_flight;
 mod iommu;
 mod journal;
 mod lifecycle;
 mod listener;
 mod main_side;
+mod migration;
 mod offer;
 mod options;
 mod peer;
 mod poll_side;
+mod postcopy;
 mod shared;
 mod stats;
 mod tx_map;
 mod watch;
 
 pub use listener::ListenError;
-pub use offer::Switches;
+pub use offer::{features, protocol_features, Switches};
 pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};
+pub use postcopy::postcopy_support;
 pub use shared::{Environment, Host, Port, PortError, Topology};
 pub use stats::Stats;
 

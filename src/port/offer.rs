@@ -2,9 +2,10 @@
 //!
 //! A front-end may acknowledge by mask alone, so an offered bit is a promise.
 
-use super::options::Mode;
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::{self, Features};
+
+use super::options::Mode;
 
 /// What the operator switches on for every port (`other_config`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,12 +19,20 @@ pub struct Switches {
 }
 
 /// VIRTIO and vhost feature bits that every port has.
-const ALWAYS: Features = features::VIRTIO_NET_F_MTU
+const ALWAYS: Features = features::VIRTIO_NET_F_GUEST_CSUM
+    .with(features::VIRTIO_NET_F_MTU)
+    .with(features::VIRTIO_NET_F_GSO)
+    .with(features::VIRTIO_NET_F_GUEST_TSO4)
+    .with(features::VIRTIO_NET_F_GUEST_TSO6)
+    .with(features::VIRTIO_NET_F_GUEST_ECN)
+    // No datagram ever comes to be fragmented: the guest may take such, or not.
+    .with(features::VIRTIO_NET_F_GUEST_UFO)
     .with(features::VIRTIO_NET_F_MRG_RXBUF)
     .with(features::VIRTIO_NET_F_CTRL_VQ)
     .with(features::VIRTIO_NET_F_CTRL_RX)
     .with(features::VIRTIO_NET_F_GUEST_ANNOUNCE)
     .with(features::VIRTIO_NET_F_MQ)
+    .with(features::VHOST_F_LOG_ALL)
     .with(features::VIRTIO_F_ANY_LAYOUT)
     .with(features::VIRTIO_RING_F_INDIRECT_DESC)
     .with(features::VIRTIO_RING_F_EVENT_IDX)
@@ -31,25 +40,80 @@ const ALWAYS: Features = features::VIRTIO_NET_F_MTU
     .with(features::VIRTIO_F_VERSION_1)
     .with(features::VIRTIO_F_RING_PACKED)
     // Every ring gives its buffers back in the order it took them, negotiated or not.
-    .with(features::VIRTIO_F_IN_ORDER);
+    .with(features::VIRTIO_F_IN_ORDER)
+    // A queue is reset as a vring is stopped (GET_VRING_BASE), set up and kicked, which concerns no other.
+    .with(features::VIRTIO_F_RING_RESET);
+
+/// What a guest may leave to us, where Open vSwitch has words for it.
+const WITH_OFFLOADS: Features = features::VIRTIO_NET_F_CSUM
+    .with(features::VIRTIO_NET_F_HOST_TSO4)
+    .with(features::VIRTIO_NET_F_HOST_TSO6);
+
+/// Stock ports offer this bit where it means nothing, as no segments are taken, and do not where it would: so a guest
+/// that comes from one may have acknowledged it.
+const WITHOUT_OFFLOADS: Features = features::VIRTIO_NET_F_HOST_ECN;
+
+/// Whether the guest of a port may leave work to us, and we to it. Open vSwitch gives server ports packets only as they go
+/// on the wire, whatever the operator says.
+pub(super) fn offloads(mode: Mode, switches: Switches) -> bool {
+    switches.tso && mode == Mode::Client
+}
 
 /// The feature bits of a port (GET_FEATURES).
-pub(super) fn features(switches: Switches, mode: Mode) -> Features {
+pub fn features(mode: Mode, switches: Switches) -> Features {
+    let offered = match offloads(mode, switches) {
+        true => ALWAYS.with(WITH_OFFLOADS),
+        false => ALWAYS.with(WITHOUT_OFFLOADS),
+    };
     // As the stock ports: a switch for client ports alone.
     match switches.iommu && mode == Mode::Client {
-        true => ALWAYS.with(features::VIRTIO_F_ACCESS_PLATFORM),
-        false => ALWAYS,
+        true => offered.with(features::VIRTIO_F_ACCESS_PLATFORM),
+        false => offered,
     }
 }
 
-/// The protocol feature bits of a port (GET_PROTOCOL_FEATURES).
-pub(super) fn protocol_features(_switches: Switches) -> ProtocolFeatures {
-    ProtocolFeatures::SUPPORTED
+/// The protocol feature bits of a port (GET_PROTOCOL_FEATURES); `mtu` if the operator asked for one.
+pub fn protocol_features(mode: Mode, switches: Switches, mtu: bool) -> ProtocolFeatures {
+    let mut offer = ProtocolFeatures::SUPPORTED;
+    // Without an MTU there is nothing in the configuration space that a front-end does not know, and QEMU, whose network
+    // devices keep a space of their own, warns at each connection of a back-end that offers one.
+    if !mtu {
+        offer = offer.without(ProtocolFeatures::CONFIG);
+    }
+    // Poll threads may have to wait for a guest's memory then: the operator decides. Client ports only, as stock.
+    if !switches.postcopy || mode != Mode::Client {
+        offer = offer.without(ProtocolFeatures::PAGEFAULT);
+    }
+    offer
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What stock ports have not.
+    const MORE: Features = features::VIRTIO_F_RING_RESET;
+
+    #[test]
+    fn the_offer_is_that_of_stock_ports() {
+        let (on, off) = (
+            Switches {
+                tso: true,
+                ..Switches::default()
+            },
+            Switches::default(),
+        );
+        let rows = [
+            (Mode::Client, off, 0xd_7c66_a7ca),
+            (Mode::Server, off, 0xd_7c66_a7ca),
+            (Mode::Client, on, 0xd_7c66_9fcb),
+            (Mode::Server, on, 0xd_7c66_a7ca),
+        ];
+        for (mode, switches, stock) in rows {
+            let offered = features(mode, switches);
+            assert_eq!(offered, Features(stock).with(MORE), "{mode:?} {switches:?}");
+        }
+    }
 
     #[test]
     fn an_iommu_is_offered_to_front_ends_of_client_ports_and_only_when_the_operator_says_so() {
@@ -58,7 +122,7 @@ mod tests {
                 iommu,
                 ..Switches::default()
             };
-            features(switches, mode).contains(features::VIRTIO_F_ACCESS_PLATFORM)
+            features(mode, switches).contains(features::VIRTIO_F_ACCESS_PLATFORM)
         };
         assert!(offered(true, Mode::Client));
         assert!(!offered(true, Mode::Server) && !offered(false, Mode::Client));

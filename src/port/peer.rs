@@ -103,7 +103,11 @@ impl Peer {
     /// When this port next wants to be called although nothing happens.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
-        [deadline, self.life.wakes_at()].into_iter().flatten().min()
+        let drain = self.attachment.as_ref().and_then(|there| there.drains.wakes_at());
+        [deadline, drain, self.life.wakes_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Client mode: connect to `path` from now on; None, to nothing.
@@ -143,7 +147,17 @@ impl Peer {
             );
             self.happened(Event::Lost, reactor, now);
         }
+        if let Some(attachment) = &mut self.attachment {
+            attachment.drains.tick(&self.port, reactor, self.port.id(), now);
+        }
         self.happened(Event::Tick, reactor, now);
+    }
+
+    /// The driver of a ring that nobody polls has something for it.
+    pub(super) fn kicked(&mut self, vring: u16, now: Instant) {
+        if let Some(attachment) = &mut self.attachment {
+            attachment.drains.kicked(vring, &self.port, now);
+        }
     }
 
     /// The port is deleted.
@@ -162,9 +176,15 @@ impl Peer {
         }
     }
 
-    /// A poll thread broke a ring: says which and why, once, and tells the front-end.
+    /// A message of this front-end is being carried out elsewhere.
+    pub(super) fn is_away(&self) -> bool {
+        self.attachment.as_ref().is_some_and(Attachment::is_away)
+    }
+
+    /// A poll thread broke a ring: says which and why, once, and tells the front-end. Not while a message is being
+    /// carried out elsewhere, which may take the ring away, and keeps it: that is looked at when it is back.
     pub(super) fn rings_broke(&mut self, now: Instant) {
-        let Some(attachment) = &mut self.attachment else {
+        let Some(attachment) = self.attachment.as_mut().filter(|a| !a.is_away()) else {
             return;
         };
         for fault in attachment.new_faults(self.port.take_faults()) {
@@ -179,8 +199,8 @@ impl Peer {
 
     /// A poll thread met addresses that the front-end has not told yet: asks for them.
     pub(super) fn rings_missed(&mut self, reactor: &Reactor, now: Instant) {
-        if let Some(attachment) = &mut self.attachment {
-            attachment.device.met_misses();
+        if let Some(device) = self.attachment.as_mut().and_then(Attachment::device) {
+            device.met_misses();
         }
         self.ask(reactor, now);
     }
@@ -241,6 +261,7 @@ impl Peer {
             match self.exchange(reactor, now) {
                 Ok(true) => {}
                 Ok(false) => break,
+                Err(End::Panicked(panic)) => return self.port.poison(&panic),
                 Err(end) => {
                     vhost_config!(self, now, end.level(), "{end}");
                     return self.happened(Event::Lost, reactor, now);
@@ -254,10 +275,12 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return Ok(false);
         };
+        let was_away = attachment.is_away();
         let Some(heard) = attachment.exchange(now)? else {
             attachment.listen(reactor, self.port.id());
             return Ok(false);
         };
+        let is_back = was_away && !attachment.is_away();
         if let Some(note) = heard.settled {
             vhost_config!(self, now, Level::Info, "{note}");
         }
@@ -266,6 +289,9 @@ impl Peer {
         }
         self.ask(reactor, now);
         self.publish(reactor, now);
+        if is_back && self.port.has_faults() {
+            self.rings_broke(now);
+        }
         Ok(true)
     }
 
@@ -274,7 +300,11 @@ impl Peer {
         let Some(attachment) = &mut self.attachment else {
             return;
         };
-        for (index, enabled) in attachment.device.take_toggled() {
+        attachment.settle_drains(reactor, now);
+        let Some(device) = attachment.device() else {
+            return;
+        };
+        for (index, enabled) in device.take_toggled() {
             let (path, queue) = (self.port.path(), index / 2);
             // As everywhere in Open vSwitch, rx is from the guest: the odd vrings.
             let direction = if index % 2 == 1 { "rx" } else { "tx" };
@@ -285,11 +315,14 @@ impl Peer {
                 format_args!("State of queue {queue} ( {direction}_qid {queue} ) of vhost device '{path}' changed to '{state}'"),
             );
         }
-        let up = attachment.device.attached();
+        let (up, notes) = (device.attached(), device.take_notes());
+        for (level, note) in notes {
+            vhost_config!(self, now, level, "{note}");
+        }
         let was_up = self.life.state() == State::Running;
         if up {
-            let link = attachment.device.link();
-            let pairs = attachment.device.queue_pairs();
+            let link = device.link();
+            let pairs = device.queue_pairs();
             if !was_up {
                 vhost_config!(self, now, Level::Info, "virtio is now ready for processing.");
                 let (path, node) = (self.port.path(), link.numa.unwrap_or(0));
@@ -386,11 +419,11 @@ impl Peer {
 
     /// Ends the connection, if there is one: its rings stop, its memory goes.
     fn disconnect(&mut self, reactor: &mut Reactor, now: Instant) {
-        let Some(attachment) = self.attachment.take() else {
+        let Some(mut attachment) = self.attachment.take() else {
             return;
         };
         attachment.unregister(reactor);
-        let was_up = attachment.device.attached();
+        let was_up = self.port.carrier();
         drop(attachment);
         if was_up {
             self.say_removed(now);

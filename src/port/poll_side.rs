@@ -41,17 +41,19 @@ impl Port {
         let mut tried = 0;
         // One run, unless a frame is too long for the MTU: then what lies between such frames.
         for run in slots
-            .split(|slot| slot.len() > max_frame)
+            .split(|slot| slot.wire_len() > max_frame)
             .filter(|run| !run.is_empty())
         {
             let sent = queue.enqueue(run, retries);
             tried += run.len();
             all.packets += sent.packets;
+            all.invalid += sent.invalid;
             all.retries += sent.retries;
             all.contended |= sent.contended;
         }
         self.drops.retries(all.retries);
-        self.drops.reasons(slots.len() - tried, tried - all.packets);
+        let no_room = tried - all.packets - all.invalid;
+        self.drops.reasons(slots.len() - tried, no_room);
         all
     }
 }

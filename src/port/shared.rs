@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use crate::datapath::{Direction, Queue, Wake, Waker};
 use crate::virtio::features::Features;
 
+use super::announce::Guest;
 use super::control::{Command, Control};
 use super::listener::{ListenError, Listener, SocketFile};
-use super::offer::Switches;
+use super::offer::{self, Switches};
 use super::options::{socket_directory, Mode, Options};
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -147,6 +148,8 @@ pub struct Port {
     /// Vrings that run and are enabled. The control thread writes it.
     pub(super) usable: Box<[AtomicBool]>,
     pub(super) tx_map: TxMap,
+    /// Who was here last. The control thread writes it.
+    pub(super) guest: Mutex<Option<Guest>>,
     /// What poll threads test once per send: a guest is there, and the port is up.
     pub(super) open: AtomicBool,
     pub(super) up: AtomicBool,
@@ -160,6 +163,8 @@ pub struct Port {
     pub(super) tx_retries: AtomicU32,
     pub(super) drops: Drops,
 
+    /// The operator asked for an MTU, so there is one to tell front-ends.
+    pub(super) mtu_requested: AtomicBool,
     /// What the next reconfigure makes live. Main and the control thread write it.
     pub(super) requested: Mutex<Topology>,
     pub(super) link: Mutex<Link>,
@@ -214,6 +219,7 @@ impl Port {
                 .collect(),
             usable: (0..vrings).map(|_| AtomicBool::new(false)).collect(),
             tx_map: TxMap::new(),
+            guest: Mutex::default(),
             open: AtomicBool::new(false),
             up: AtomicBool::new(true),
             attached: AtomicBool::new(false),
@@ -223,6 +229,7 @@ impl Port {
             max_frame: AtomicU32::new(DEFAULT_MTU + FRAME_OVERHEAD),
             tx_retries: AtomicU32::new(Options::default().tx_retries),
             drops: Drops::default(),
+            mtu_requested: AtomicBool::new(false),
             requested: Mutex::new(Topology {
                 n_rxq: 1,
                 n_txq: 1,
@@ -234,6 +241,11 @@ impl Port {
         });
         env.control.send(Command::Add(Arc::clone(&port), listener));
         Ok(port)
+    }
+
+    /// Whether guests may leave work to us, and we to them.
+    pub(super) fn speaks_offloads(&self) -> bool {
+        offer::offloads(self.mode, self.switches)
     }
 
     pub(super) fn reopen(&self) {

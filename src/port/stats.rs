@@ -91,7 +91,7 @@ impl Stats {
             tx_packets: tx.good_packets,
             rx_bytes: rx.good_bytes,
             tx_bytes: tx.good_bytes,
-            rx_dropped: rx.runts + rx.oversize,
+            rx_dropped: rx.runts + rx.oversize + rx.invalid,
             tx_dropped: drops.unsent.load(Ordering::Relaxed),
             multicast: rx.multicast_packets,
             tx_multicast_packets: tx.multicast_packets,
@@ -125,6 +125,8 @@ fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
             sum.broadcast_packets += one.broadcast_packets;
             sum.runts += one.runts;
             sum.oversize += one.oversize;
+            sum.discarded += one.discarded;
+            sum.invalid += one.invalid;
             for (sum, one) in sum.size_bins.iter_mut().zip(one.size_bins) {
                 *sum += one;
             }
@@ -139,14 +141,12 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_tx_retries", of(&drops.retries));
     emit("ovs_tx_failure_drops", of(&drops.no_room));
     emit("ovs_tx_mtu_exceeded_drops", of(&drops.too_long));
-    // Policers and offloads do not exist here, so nothing is dropped by them.
-    for name in [
-        "ovs_tx_qos_drops",
-        "ovs_rx_qos_drops",
-        "ovs_tx_invalid_hwol_drops",
-    ] {
+    // Policers do not exist here, so nothing is dropped by them.
+    for name in ["ovs_tx_qos_drops", "ovs_rx_qos_drops"] {
         emit(name, 0);
     }
+    let tx = total(queues.iter().step_by(2));
+    emit("ovs_tx_invalid_hwol_drops", tx.invalid);
     for (q, queue) in queues.iter().skip(1).step_by(2).enumerate() {
         of_queue(&format!("rx_q{q}"), &queue.counters().read(), emit);
     }
@@ -156,6 +156,8 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     let rx = total(queues.iter().skip(1).step_by(2));
     emit("ovs_vhost_rx_runt_drops", rx.runts);
     emit("ovs_vhost_rx_oversize_drops", rx.oversize);
+    emit("ovs_vhost_rx_disabled_drops", rx.discarded);
+    emit("ovs_vhost_rx_invalid_offload_drops", rx.invalid);
 }
 
 fn of_queue(prefix: &str, stats: &QueueStats, emit: &mut dyn FnMut(&str, u64)) {

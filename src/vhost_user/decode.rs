@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 
 use super::iotlb::IotlbRequest;
-use super::message::{Fields, Short, VringAddr, MAX_REGIONS};
-use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
+use super::message::{Fields, Short, VringAddr, MAX_REGIONS, U64_SIZE};
+use super::state::Transfer;
+use crate::memory::{FrontendAddr, GuestAddr, InflightDesc, RegionDesc};
 
 /// A request for the device. Values are in the range the protocol gives them; what they mean together
 /// (does this ring lie in that memory) is the device's to prove.
@@ -27,6 +28,17 @@ pub enum Request {
     AddMemReg(RegionDesc, OwnedFd),
     /// Remove the region with this guest address, front-end address and size; its offset means nothing.
     RemMemReg(RegionDesc),
+    /// Log writes to guest memory here from now on, while `VHOST_F_LOG_ALL` is acknowledged.
+    SetLogBase {
+        /// Bytes of the bitmap.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+        /// Its file.
+        fd: OwnedFd,
+    },
+    /// What to signal when writes were logged.
+    SetLogFd(OwnedFd),
     /// Number of descriptors, 1 to 32768. Not necessarily a power of two: a packed ring need not be.
     SetVringNum {
         /// Vring index.
@@ -91,6 +103,50 @@ pub enum Request {
     GetStatus,
     /// Disable all rings and forget the device state; the front-end stays the owner.
     ResetDevice,
+    /// Make a buffer for what is in flight. Answered with [`Response::Inflight`](super::Response).
+    GetInflightFd {
+        /// Vrings that it is for.
+        num_queues: u16,
+        /// The most entries that any of them has.
+        queue_size: u16,
+        /// The answer is as long as the question: with padding or without.
+        padded: bool,
+    },
+    /// Keep in this buffer what is in flight, and go on from what is in it.
+    SetInflightFd(InflightDesc, OwnedFd),
+    /// Read the configuration space, within its bounds. Answered with [`Response::Config`](super::Response).
+    GetConfig {
+        /// The first byte.
+        offset: u32,
+        /// Bytes.
+        size: u32,
+        /// For the answer to repeat.
+        flags: u32,
+    },
+    /// Write the configuration space, within its bounds.
+    SetConfig {
+        /// The first byte.
+        offset: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// The front-end brings them along with a guest that moves; else the driver writes.
+        migration: bool,
+    },
+    /// Write the device's own state to this descriptor, or read it from there. Answered with
+    /// [`Response::U64`](super::Response).
+    SetDeviceStateFd(Transfer, OwnedFd),
+    /// Whether that went well. Answered with [`Response::U64`](super::Response): zero if so.
+    CheckDeviceState,
+    /// A migration that may go on after the guest has begun to run here. Answered with
+    /// [`Response::Fd`](super::Response): a userfaultfd.
+    PostcopyAdvise,
+    /// From here on regions are answered with [`Response::Regions`](super::Response): the addresses they have here. They
+    /// may be used once these are acknowledged; their missing pages arrive while they are.
+    PostcopyListen,
+    /// The front-end has taken note of such addresses.
+    PostcopyAck,
+    /// All pages are there. Answered with [`Response::U64`](super::Response).
+    PostcopyEnd,
 }
 
 /// A request that the session answers out of its own state.
@@ -160,6 +216,17 @@ pub enum Malformed {
     /// A region of no bytes, or one that runs past the end of an address space.
     #[error("region {0:?} is empty or wraps around")]
     Region(RegionDesc),
+    /// A dirty log of no bytes, or one that runs past the end of its file's offsets.
+    #[error("log of {size:#x} bytes at offset {offset:#x} is empty or wraps around")]
+    Log {
+        /// Bytes of the bitmap.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
+    /// The front-end could not take note of the addresses that its memory has here.
+    #[error("acknowledges with {0:#x}, expected 0")]
+    Acknowledgement(u64),
     /// An MTU that Ethernet does not have.
     #[error("MTU {0}, expected 68 to 65535")]
     Mtu(u64),
@@ -174,6 +241,37 @@ pub enum Malformed {
         perm: u8,
         /// `VHOST_IOTLB_*`.
         kind: u8,
+    },
+    /// An in-flight buffer for queues that there are none of.
+    #[error(
+        "in-flight buffer for {num_queues} vrings of {queue_size}, this device has {vrings} of at most 32768"
+    )]
+    Inflight {
+        /// Vrings as sent.
+        num_queues: u16,
+        /// Entries as sent.
+        queue_size: u16,
+        /// Vrings of the device.
+        vrings: u32,
+    },
+    /// An access to no byte, or beyond the end of any configuration space.
+    #[error("configuration space access of {size} bytes at {offset}")]
+    Config {
+        /// The first byte.
+        offset: u32,
+        /// Bytes.
+        size: u32,
+    },
+    /// A write to the configuration space by nobody known.
+    #[error("configuration space write with flags {0:#x}, expected 0 or 1")]
+    ConfigFlags(u32),
+    /// A transfer of the device's state that the specification does not have.
+    #[error("device state transfer in direction {direction}, phase {phase}; expected 0 or 1, and 0")]
+    Transfer {
+        /// As sent.
+        direction: u32,
+        /// As sent.
+        phase: u32,
     },
     /// A device status of more than eight bits.
     #[error("device status {0:#x} has more than 8 bits")]
@@ -196,9 +294,9 @@ pub(super) const VRING_NOFD: u64 = 1 << 8;
 /// The vring index in the same payload.
 const VRING_INDEX_MASK: u64 = 0xff;
 /// Writes to the used ring are to be logged. The only vring address flag.
-const VHOST_VRING_F_LOG: u32 = 1;
+pub const VHOST_VRING_F_LOG: u32 = 1;
 /// The longest queue of VIRTIO (1.2, 2.7 and 2.8).
-const MAX_VRING_SIZE: u16 = 32768;
+pub(super) const MAX_VRING_SIZE: u16 = 32768;
 /// The smallest MTU of VIRTIO's network device (1.2, 5.1.4.1).
 const MIN_MTU: u16 = 68;
 
@@ -212,6 +310,11 @@ pub(super) fn device(request: Request) -> Result<Decoded, Malformed> {
 }
 
 impl Parts<'_> {
+    /// Whether a request about memory is the front-end's acknowledgement and no region.
+    fn is_acknowledgement(&self) -> bool {
+        self.fields.left() == U64_SIZE
+    }
+
     /// A vring index in range, from a number that is not masked or cut first.
     fn index(&self, index: u64) -> Result<u16, Malformed> {
         match u16::try_from(index) {
@@ -239,6 +342,15 @@ impl Parts<'_> {
         Ok((self.index(number & VRING_INDEX_MASK)?, self.fds.pop()))
     }
 
+    /// The one descriptor of a request whose row asks for one.
+    pub(super) fn fd(&mut self) -> Result<OwnedFd, Malformed> {
+        self.fds.pop().ok_or(Malformed::Fds {
+            got: 0,
+            min: 1,
+            max: 1,
+        })
+    }
+
     /// A region that has bytes and stays within both address spaces.
     fn region(&mut self) -> Result<RegionDesc, Malformed> {
         let desc = self.fields.region()?;
@@ -264,7 +376,18 @@ pub(super) fn set_protocol_features(mut parts: Parts<'_>) -> Result<Decoded, Mal
     own(Own::SetProtocolFeatures(parts.fields.u64()?))
 }
 
+/// What is not zero is no acknowledgement.
+pub(super) fn postcopy_ack(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    match parts.fields.u64()? {
+        0 => device(Request::PostcopyAck),
+        other => Err(Malformed::Acknowledgement(other)),
+    }
+}
+
 pub(super) fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _count_and_padding = parts.fields.u64()?;
     let fds = std::mem::take(&mut parts.fds);
     let regions: Result<Vec<_>, Malformed> = fds
@@ -275,19 +398,33 @@ pub(super) fn set_mem_table(mut parts: Parts<'_>) -> Result<Decoded, Malformed> 
 }
 
 pub(super) fn add_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _padding = parts.fields.u64()?;
     let desc = parts.mappable_region()?;
-    let fd = parts.fds.pop().ok_or(Malformed::Fds {
-        got: 0,
-        min: 1,
-        max: 1,
-    })?;
-    device(Request::AddMemReg(desc, fd))
+    device(Request::AddMemReg(desc, parts.fd()?))
 }
 
 pub(super) fn rem_mem_reg(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    if parts.is_acknowledgement() {
+        return postcopy_ack(parts);
+    }
     let _padding = parts.fields.u64()?;
     device(Request::RemMemReg(parts.region()?))
+}
+
+pub(super) fn set_log_base(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let (size, offset) = (parts.fields.u64()?, parts.fields.u64()?);
+    if size == 0 || offset.checked_add(size).is_none() {
+        return Err(Malformed::Log { size, offset });
+    }
+    let fd = parts.fd()?;
+    device(Request::SetLogBase { size, offset, fd })
+}
+
+pub(super) fn set_log_fd(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    device(Request::SetLogFd(parts.fd()?))
 }
 
 pub(super) fn set_vring_num(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use memoffset::offset_of;
 use thiserror::Error;
 
+use super::decode::VHOST_VRING_F_LOG;
 use super::requests;
 use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
 
@@ -19,14 +20,20 @@ pub const HEADER_SIZE: usize = 12;
 pub const MAX_REGIONS: usize = MAX_FDS;
 /// The most file descriptors any message carries.
 pub const MAX_FDS: usize = 8;
-/// The longest payload of any request handled here: SET_MEM_TABLE with every region.
-pub const MAX_PAYLOAD: usize = MEM_TABLE_HEADER_SIZE + MAX_REGIONS * REGION_SIZE;
+/// The longest payload of any request handled here: a whole configuration space, or SET_MEM_TABLE with every region.
+pub const MAX_PAYLOAD: usize = CONFIG_HEADER_SIZE + MAX_CONFIG;
+/// Bytes before those of a configuration space: offset, size and flags.
+pub const CONFIG_HEADER_SIZE: usize = 12;
+/// The most bytes that a configuration space has.
+pub const MAX_CONFIG: usize = 256;
 /// Payload bytes of a plain 64-bit number.
 pub const U64_SIZE: usize = size_of::<u64>();
 /// Payload bytes of a vring state description.
 pub const VRING_STATE_SIZE: usize = size_of::<VringStateLayout>();
 /// Payload bytes of a vring address description.
 pub const VRING_ADDR_SIZE: usize = size_of::<VringAddrLayout>();
+/// Payload bytes of a log description.
+pub const LOG_SIZE: usize = size_of::<LogLayout>();
 /// Bytes of one region of a memory regions description.
 pub const REGION_SIZE: usize = size_of::<RegionLayout>();
 /// Payload bytes of a single memory region description.
@@ -58,6 +65,12 @@ struct VringAddrLayout {
 }
 
 #[repr(C)]
+struct LogLayout {
+    size: u64,
+    offset: u64,
+}
+
+#[repr(C)]
 struct RegionLayout {
     guest: u64,
     size: u64,
@@ -82,12 +95,15 @@ const _: () = {
     assert!(offset_of!(VringAddrLayout, index) == 0 && offset_of!(VringAddrLayout, flags) == 4);
     assert!(offset_of!(VringAddrLayout, desc) == 8 && offset_of!(VringAddrLayout, used) == 16);
     assert!(offset_of!(VringAddrLayout, avail) == 24 && offset_of!(VringAddrLayout, log) == 32);
+    assert!(LOG_SIZE == 16);
+    assert!(offset_of!(LogLayout, size) == 0 && offset_of!(LogLayout, offset) == 8);
     assert!(REGION_SIZE == 32);
     assert!(offset_of!(RegionLayout, guest) == 0 && offset_of!(RegionLayout, size) == 8);
     assert!(offset_of!(RegionLayout, frontend) == 16 && offset_of!(RegionLayout, mmap_offset) == 24);
     assert!(SINGLE_REGION_SIZE == 40);
     assert!(offset_of!(SingleRegionLayout, padding) == 0 && offset_of!(SingleRegionLayout, region) == 8);
-    assert!(MAX_PAYLOAD == 264);
+    assert!(MAX_PAYLOAD == 268);
+    assert!(MAX_PAYLOAD >= MEM_TABLE_HEADER_SIZE + MAX_REGIONS * REGION_SIZE);
 };
 
 /// The `flags` word of a header: version in bits 0-1, reply in bit 2, need_reply in bit 3, the rest reserved.
@@ -213,15 +229,42 @@ impl Message {
 
 /// A reply to request `request` with `payload` behind the header. Its flags are exactly
 /// [`Flags::OF_A_REPLY`].
-pub(super) fn reply(request: u32, payload: [u8; 8]) -> Vec<u8> {
+pub(super) fn reply(request: u32, payload: &[u8]) -> Vec<u8> {
     let header = Header {
         request,
         flags: Flags::OF_A_REPLY,
-        size: 8,
+        // No payload of ours comes near that.
+        size: u32::try_from(payload.len()).unwrap_or(u32::MAX),
     };
     let mut bytes = header.encode().to_vec();
-    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(payload);
     bytes
+}
+
+/// The payload of a memory regions description, or of a single region's: each is as long as what asked for it.
+pub(super) fn encode_regions(regions: &Regions) -> Vec<u8> {
+    let (header, regions) = match regions {
+        Regions::One(region) => ([0, 0], std::slice::from_ref(region)),
+        Regions::Table(regions) => (
+            [u32::try_from(regions.len()).unwrap_or(u32::MAX), 0],
+            &regions[..],
+        ),
+    };
+    let mut payload: Vec<u8> = header.iter().flat_map(|number| number.to_ne_bytes()).collect();
+    for desc in regions {
+        let fields = [desc.guest.0, desc.size, desc.frontend.0, desc.mmap_offset];
+        payload.extend(fields.iter().flat_map(|number| number.to_ne_bytes()));
+    }
+    payload
+}
+
+/// Regions in an answer, with the addresses they have in the back-end in place of the front-end's.
+#[derive(Debug)]
+pub enum Regions {
+    /// What ADD_MEM_REG added.
+    One(RegionDesc),
+    /// What SET_MEM_TABLE set, in its order.
+    Table(Vec<RegionDesc>),
 }
 
 /// The payload of a vring state description.
@@ -244,6 +287,16 @@ impl<'a> Fields<'a> {
     /// Starts at the first byte of `payload`.
     pub fn new(payload: &'a [u8]) -> Fields<'a> {
         Fields(payload)
+    }
+
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    /// Bytes not read yet.
+    pub fn left(&self) -> usize {
+        self.0.len()
     }
 
     /// The next `N` bytes.
@@ -295,6 +348,18 @@ pub struct VringAddr {
     pub log: GuestAddr,
 }
 
+impl VringAddr {
+    /// Whether it is the same memory in the same role, logged or not.
+    pub fn is_same_ring(&self, other: &Self) -> bool {
+        (self.desc, self.used, self.avail) == (other.desc, other.used, other.avail)
+    }
+
+    /// Where writes to the used ring are logged, if the front-end says so.
+    pub fn log(&self) -> Option<GuestAddr> {
+        (self.flags & VHOST_VRING_F_LOG != 0).then_some(self.log)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,7 +381,7 @@ mod tests {
     #[test]
     fn reply_flags_are_exactly_version_one_and_reply() {
         assert_eq!(Flags::OF_A_REPLY.0, 0x5);
-        let bytes = reply(11, encode_vring_state(3, 0x8000_0001));
+        let bytes = reply(11, &encode_vring_state(3, 0x8000_0001));
         let header = Header::decode(*bytes.first_chunk().expect("a header"));
         assert_eq!(
             header,

@@ -6,22 +6,28 @@
 //! of its own accord goes by a [`BackendChannel`].
 
 mod backend;
+mod config_space;
 mod decode;
 mod features;
 #[cfg(test)]
 mod hostile;
+mod inflight;
 mod iotlb;
 pub mod message;
 pub mod requests;
 mod session;
 mod socket;
+mod state;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod walk;
 
 pub use backend::{Answer, BackendChannel, BackendError, BackendRequest};
 pub use decode::{Malformed, Request};
 pub use features::ProtocolFeatures;
 pub use iotlb::IotlbRequest;
-pub use message::{Defect, Header, Message, VringAddr};
+pub use message::{Defect, Header, Message, Regions, VringAddr};
 pub use session::{Device, Next, Offer, Outcome, Refusal, Response, Session, SessionError};
 pub use socket::{Connection, ReceiveError, Received, SendError, MAX_OUTPUT};
+pub use state::Transfer;

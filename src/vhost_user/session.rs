@@ -4,13 +4,16 @@
 //! [its row](super::requests::TABLE); here is only what holds for all of them: flags, gates, acknowledgements.
 
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
 use super::decode::{Decoded, Malformed, Own, Request};
 use super::features::ProtocolFeatures;
-use super::message::{self, Defect, FlagsError, Header, Message};
+use super::message::{self, Defect, FlagsError, Header, Message, Regions};
 use super::requests::{self, Answer, Gate, Rule};
+use super::{config_space, inflight};
+use crate::memory::InflightDesc;
 
 /// The feature bit that says: this back-end has protocol features. Not a VIRTIO feature; drivers never see it.
 const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -38,7 +41,7 @@ pub trait Device {
 }
 
 /// A device's answer. It must be of the kind that [`Answer`] names in the request's row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Response {
     /// Carried out; there is nothing to tell.
     Done,
@@ -51,6 +54,28 @@ pub enum Response {
         /// Its indices, laid out as in [`Request::SetVringBase`].
         num: u32,
     },
+    /// A buffer for what is in flight.
+    Inflight {
+        /// What it is.
+        desc: InflightDesc,
+        /// As the question had it.
+        padded: bool,
+        /// Its file.
+        fd: OwnedFd,
+    },
+    /// A part of the configuration space; no bytes if there is no such part.
+    Config {
+        /// As the question had it.
+        offset: u32,
+        /// As the question had them.
+        flags: u32,
+        /// As many bytes as were asked for.
+        bytes: Vec<u8>,
+    },
+    /// Where regions are mapped here.
+    Regions(Regions),
+    /// A file descriptor.
+    Fd(OwnedFd),
 }
 
 /// Why a device refuses a request, in words: what and why, with the values.
@@ -123,12 +148,12 @@ pub enum SessionError {
         refusal: Refusal,
     },
     /// The device gave an answer that the request does not have.
-    #[error("{name}: the device answered {response:?}")]
+    #[error("{name}: the device answered {response}")]
     WrongResponse {
         /// The request.
         name: &'static str,
         /// What it answered.
-        response: Response,
+        response: String,
     },
 }
 
@@ -155,10 +180,12 @@ pub enum Next {
 }
 
 /// What a message led to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Outcome {
     /// Bytes to send.
     pub reply: Option<Vec<u8>>,
+    /// A file descriptor to send with the first of them.
+    pub fd: Option<OwnedFd>,
     /// Why it was not carried out, for the log.
     pub error: Option<SessionError>,
     /// What it settled, for the log: `negotiated Vhost-user protocol features: 0x1801d`.
@@ -178,7 +205,13 @@ pub struct Session {
 enum Success {
     Done,
     Settled(String),
-    Payload([u8; 8]),
+    Payload(Vec<u8>, Option<OwnedFd>),
+}
+
+impl Success {
+    fn number(number: u64) -> Success {
+        Success::Payload(number.to_ne_bytes().to_vec(), None)
+    }
 }
 
 impl Session {
@@ -233,7 +266,10 @@ impl Session {
             .map_err(|cause| SessionError::Malformed { name, cause })?;
         match decoded {
             Decoded::Session(request) => self.answer(name, request),
-            Decoded::Device(request) => self.ask(name, rule, request, device),
+            Decoded::Device(request) => match self.ask(name, rule, request, device)? {
+                Success::Done if rule.answer == Answer::Echo => Ok(Success::Payload(payload, None)),
+                success => Ok(success),
+            },
         }
     }
 
@@ -265,7 +301,7 @@ impl Session {
                 )));
             }
         };
-        Ok(Success::Payload(number.to_ne_bytes()))
+        Ok(Success::number(number))
     }
 
     /// Has the device carry a request out.
@@ -283,26 +319,39 @@ impl Session {
             .handle(request)
             .map_err(|refusal| SessionError::Refused { name, refusal })?;
         match (rule.answer, response) {
-            (Answer::Ack, Response::Done) => Ok(Success::Done),
-            (Answer::U64, Response::U64(number)) => Ok(Success::Payload(number.to_ne_bytes())),
-            (Answer::VringState, Response::VringState { index, num }) => {
-                Ok(Success::Payload(message::encode_vring_state(index.into(), num)))
+            (Answer::Ack | Answer::AckOrRegions | Answer::Echo, Response::Done) => Ok(Success::Done),
+            (Answer::AckOrRegions, Response::Regions(regions)) => {
+                Ok(Success::Payload(message::encode_regions(&regions), None))
             }
-            (_, response) => Err(SessionError::WrongResponse { name, response }),
+            (Answer::Fd, Response::Fd(fd)) => Ok(Success::Payload(Vec::new(), Some(fd))),
+            (Answer::U64, Response::U64(number)) => Ok(Success::number(number)),
+            (Answer::VringState, Response::VringState { index, num }) => {
+                let payload = message::encode_vring_state(index.into(), num);
+                Ok(Success::Payload(payload.to_vec(), None))
+            }
+            (Answer::Inflight, Response::Inflight { desc, padded, fd }) => {
+                Ok(Success::Payload(inflight::encode(desc, padded), Some(fd)))
+            }
+            (Answer::Config, Response::Config { offset, flags, bytes }) => Ok(Success::Payload(
+                config_space::encode(offset, flags, &bytes),
+                None,
+            )),
+            (_, response) => Err(SessionError::WrongResponse {
+                name,
+                response: format!("{response:?}"),
+            }),
         }
     }
 
     fn accept(&self, header: Header, success: Success) -> Outcome {
-        let reply = match success {
-            Success::Payload(payload) => Some(message::reply(header.request, payload)),
-            Success::Done | Success::Settled(_) => self.acknowledge(header, 0),
-        };
-        let note = match success {
-            Success::Settled(note) => Some(note),
-            Success::Done | Success::Payload(_) => None,
+        let (reply, fd, note) = match success {
+            Success::Payload(payload, fd) => (Some(message::reply(header.request, &payload)), fd, None),
+            Success::Settled(note) => (self.acknowledge(header, 0), None, Some(note)),
+            Success::Done => (self.acknowledge(header, 0), None, None),
         };
         Outcome {
             reply,
+            fd,
             error: None,
             note,
             next: Next::Continue,
@@ -313,7 +362,7 @@ impl Session {
         // Where a front-end waits for an answer of another shape, "no" would be misread: closing says it.
         let waits_for_other = requests::row(header.request)
             .and_then(|row| row.rule.as_ref())
-            .is_some_and(|rule| rule.answer != Answer::Ack);
+            .is_some_and(|rule| !rule.answer.is_acknowledgement());
         let reply = match error {
             SessionError::Flags { .. } => None, // what the other bits ask for is not to be trusted
             _ if waits_for_other => None,
@@ -325,6 +374,7 @@ impl Session {
         };
         Outcome {
             reply,
+            fd: None,
             error: Some(error),
             note: None,
             next,
@@ -334,7 +384,7 @@ impl Session {
     /// The acknowledgement the sender asked for, if it may ask (vhost-user, "REPLY_ACK"): zero for success.
     fn acknowledge(&self, header: Header, result: u64) -> Option<Vec<u8>> {
         let asked = header.flags.need_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
-        asked.then(|| message::reply(header.request, result.to_ne_bytes()))
+        asked.then(|| message::reply(header.request, &result.to_ne_bytes()))
     }
 }
 
@@ -351,6 +401,7 @@ mod tests {
     use super::super::message::Flags;
     use super::super::testing::{id, message, numbers, sample, state, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
     use super::*;
+    use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
 
     /// A session, a device and the descriptors they are sent.
     struct Bench {
@@ -416,13 +467,17 @@ mod tests {
             assert_eq!((plain.error, plain.next), (None, Next::Continue), "{name}");
             assert_eq!((asked.error, asked.next), (None, Next::Continue), "{name}");
             match rule.answer {
-                Answer::Ack => assert_eq!((plain.reply, asked.reply), (None, reply(id, 0)), "{name}"),
+                Answer::Ack | Answer::AckOrRegions => {
+                    assert_eq!((plain.reply, asked.reply), (None, reply(id, 0)), "{name}");
+                }
                 // need_reply changes nothing where a reply comes anyway
-                Answer::U64 | Answer::VringState => {
+                _ => {
                     assert!(plain.reply.is_some(), "{name}");
                     assert_eq!(plain.reply, asked.reply, "{name}");
                 }
             }
+            let with_fd = matches!(rule.answer, Answer::Fd | Answer::Inflight);
+            assert_eq!(plain.fd.is_some(), with_fd, "{name}");
         }
     }
 
@@ -445,11 +500,108 @@ mod tests {
     }
 
     #[test]
+    fn regions_are_answered_with_our_addresses_in_a_payload_as_long_as_the_request() {
+        const OURS: u64 = 0x7fff_1234_5000;
+        fn region(guest: u64) -> RegionDesc {
+            RegionDesc {
+                guest: GuestAddr(guest),
+                size: 0x1000,
+                frontend: FrontendAddr(OURS),
+                mmap_offset: 7,
+            }
+        }
+        let mut bench = Bench::negotiated("regions");
+        // Not in the order of addresses: in that of the request.
+        bench.device.answers = Some(|| Response::Regions(Regions::Table(vec![region(9), region(0)])));
+        let bytes = bench.send_sample(5, PLAIN).reply.expect("a reply");
+        assert_eq!(bytes[..12], [5_u32, 5, 72].map(u32::to_ne_bytes).concat());
+        let fields = [2, 9, 0x1000, OURS, 7, 0, 0x1000, OURS, 7];
+        assert_eq!(bytes[12..], numbers(&fields));
+
+        bench.device.answers = Some(|| Response::Regions(Regions::One(region(9))));
+        let bytes = bench.send_sample(37, PLAIN).reply.expect("a reply");
+        assert_eq!(bytes[..12], [37_u32, 5, 40].map(u32::to_ne_bytes).concat());
+        assert_eq!(bytes[12..], numbers(&[0, 9, 0x1000, OURS, 7]));
+    }
+
+    #[test]
+    fn a_userfaultfd_comes_with_an_empty_reply() {
+        let mut bench = Bench::negotiated("userfault");
+        let outcome = bench.send("POSTCOPY_ADVISE", PLAIN, vec![], 0);
+        // What QEMU insists on: no payload, one descriptor.
+        assert_eq!(outcome.reply, Some([28, 5, 0].map(u32::to_ne_bytes).concat()));
+        assert!(outcome.fd.is_some());
+        bench.device.refuses = true;
+        let outcome = bench.send("POSTCOPY_ADVISE", PLAIN, vec![], 0);
+        assert_eq!((outcome.reply, outcome.next), (None, Next::Close));
+        assert!(outcome.fd.is_none());
+    }
+
+    #[test]
+    fn a_zero_in_place_of_memory_is_an_acknowledgement_and_is_not_answered() {
+        for name in ["NONE", "SET_MEM_TABLE", "ADD_MEM_REG", "REM_MEM_REG"] {
+            let mut bench = Bench::negotiated("ack");
+            let outcome = bench.send(name, PLAIN, numbers(&[0]), 0);
+            assert_eq!((outcome.error, outcome.reply), (None, None), "{name}");
+            assert!(
+                matches!(bench.device.seen.as_slice(), [Request::PostcopyAck]),
+                "{name}"
+            );
+            for (payload, fds) in [
+                (numbers(&[1]), 0),
+                (numbers(&[1 << 32]), 0),
+                (vec![0; 4], 0),
+                (vec![0; 8], 2),
+            ] {
+                let mut bench = Bench::negotiated("no-ack");
+                let outcome = bench.send(name, PLAIN, payload.clone(), fds);
+                assert!(
+                    matches!(outcome.error, Some(SessionError::Malformed { .. })),
+                    "{name} {payload:?} {fds}"
+                );
+                assert_eq!(outcome.next, Next::Close, "{name}");
+                assert!(bench.device.seen.is_empty(), "{name}");
+                assert_eq!(bench.probe.leaked(), 0, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn get_vring_base_carries_both_halves() {
         let mut bench = Bench::negotiated("base");
         let outcome = bench.send("GET_VRING_BASE", PLAIN, state(1, 0), 0);
         let bytes = outcome.reply.expect("a reply");
         assert_eq!(bytes[12..], state(1, 0x8005_8004));
+    }
+
+    #[test]
+    fn set_log_base_is_answered_with_the_log_it_names() {
+        let mut bench = Bench::negotiated("log");
+        for flags in [PLAIN, NEED_REPLY] {
+            let outcome = bench.send("SET_LOG_BASE", flags, numbers(&[0x1000, 0x20]), 1);
+            let bytes = outcome.reply.expect("a reply");
+            assert_eq!(bytes[..12], [6, 0, 0, 0, 5, 0, 0, 0, 16, 0, 0, 0]);
+            assert_eq!(bytes[12..], numbers(&[0x1000, 0x20]));
+        }
+    }
+
+    #[test]
+    fn a_log_of_no_bytes_or_beyond_all_files_is_refused() {
+        for (size, offset) in [
+            (0, 0),
+            (0, 8),
+            (1, u64::MAX),
+            (u64::MAX, 1),
+            (0xffff_ffff_ffff_ff00, 0x200),
+        ] {
+            let mut bench = Bench::negotiated("log-wraps");
+            let outcome = bench.send("SET_LOG_BASE", NEED_REPLY, numbers(&[size, offset]), 1);
+            let cause = Malformed::Log { size, offset };
+            let name = "VHOST_USER_SET_LOG_BASE";
+            assert_eq!(outcome.error, Some(SessionError::Malformed { name, cause }));
+            assert_eq!((outcome.reply, outcome.next), (None, Next::Close));
+            assert_eq!((bench.probe.leaked(), bench.device.seen.len()), (0, 0));
+        }
     }
 
     #[test]
@@ -574,7 +726,7 @@ mod tests {
                 let Some(error) = outcome.error else { continue }; // the session's own
                 assert_eq!(error.to_string(), format!("{name}: not today"));
                 let expected = match (rule.answer, flags.need_reply()) {
-                    (Answer::Ack, true) => (reply(id, 1), Next::Continue),
+                    (answer, true) if answer.is_acknowledgement() => (reply(id, 1), Next::Continue),
                     // A number that means "no" cannot be told from one that means something.
                     _ => (None, Next::Close),
                 };
@@ -617,7 +769,7 @@ mod tests {
             let (payload, fds) = sample(id);
             let message = message(id, NEED_REPLY, [payload, vec![0]].concat(), bench.probe.fds(fds));
             let outcome = bench.session.handle(message, &mut bench.device);
-            let answer = if rule.answer == Answer::Ack {
+            let answer = if rule.answer.is_acknowledgement() {
                 reply(id, 1)
             } else {
                 None
@@ -670,7 +822,7 @@ mod tests {
     #[test]
     fn a_device_that_answers_the_wrong_kind_closes_its_connection_only() {
         let mut bench = Bench::negotiated("wrong-kind");
-        bench.device.answers = Some(Response::U64(1));
+        bench.device.answers = Some(|| Response::U64(1));
         for name in ["GET_VRING_BASE", "SET_OWNER"] {
             let outcome = bench.send_sample(id(name), PLAIN);
             assert!(matches!(outcome.error, Some(SessionError::WrongResponse { .. })));

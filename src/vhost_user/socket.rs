@@ -6,12 +6,14 @@
 //! What a reader may trust here: each descriptor is owned from the moment the kernel made it, and neither a
 //! sender that stalls nor one that never reads can make this hold more than one message and [`MAX_OUTPUT`].
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::{size_of, take};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use memoffset::offset_of;
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
 use super::message::{Defect, Fields, Header, Message, Short, HEADER_SIZE, MAX_FDS, MAX_PAYLOAD};
@@ -77,7 +79,16 @@ pub struct Connection {
     fds: Vec<OwnedFd>,
     defect: Option<Defect>,
     unframed: bool,
-    output: Vec<u8>,
+    /// What the socket did not take yet.
+    output: VecDeque<Outgoing>,
+}
+
+/// A message that goes out, or the rest of it.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    /// Goes with the next byte, which is the first.
+    fd: Option<OwnedFd>,
 }
 
 impl Connection {
@@ -90,7 +101,7 @@ impl Connection {
             fds: Vec::new(),
             defect: None,
             unframed: false,
-            output: Vec::new(),
+            output: VecDeque::new(),
         }
     }
 
@@ -126,11 +137,21 @@ impl Connection {
     /// # Errors
     /// See [`SendError`]; the connection is of no further use.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), SendError> {
-        let waiting = self.output.len().saturating_add(bytes.len());
+        self.send_with(bytes, None)
+    }
+
+    /// As [`send`](Self::send), with a file descriptor, which is closed here once the peer has its own.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_with(&mut self, bytes: &[u8], fd: Option<OwnedFd>) -> Result<(), SendError> {
+        let before: usize = self.output.iter().map(|message| message.bytes.len()).sum();
+        let waiting = before.saturating_add(bytes.len());
         if waiting > MAX_OUTPUT {
             return Err(SendError::PeerDoesNotRead { waiting });
         }
-        self.output.extend_from_slice(bytes);
+        let bytes = bytes.to_vec();
+        self.output.push_back(Outgoing { bytes, fd });
         self.flush()
     }
 
@@ -139,15 +160,30 @@ impl Connection {
     /// # Errors
     /// [`SendError::Io`]; the connection is of no further use.
     pub fn flush(&mut self) -> Result<(), SendError> {
-        while !self.output.is_empty() {
-            match sys::send(&self.stream, &self.output) {
-                Ok(sent) => drop(self.output.drain(..sent.min(self.output.len()))),
+        while let Some(message) = self.output.front_mut() {
+            if message.bytes.is_empty() {
+                self.output.pop_front();
+                continue;
+            }
+            match sys::send(&self.stream, &message.bytes, message.fd.as_ref()) {
+                Ok(sent) => {
+                    message.fd = None;
+                    message.bytes.drain(..sent.min(message.bytes.len()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
+    }
+
+    /// Whether the peer has hung up, perhaps behind messages that were not received yet.
+    pub fn is_hung_up(&self) -> bool {
+        let mut poll = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let told = event::poll(&mut poll, Some(&Timespec::default()));
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        told.is_ok() && poll.iter().any(|poll| poll.revents().intersects(gone))
     }
 
     /// Whether something is kept that the socket did not take yet.
@@ -310,11 +346,43 @@ mod sys {
         ))
     }
 
-    /// Sends what fits of `bytes`; never raises SIGPIPE.
-    pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    /// A control message with one descriptor.
+    #[repr(C)]
+    struct Rights {
+        header: libc::cmsghdr,
+        fd: RawFd,
+        padding: u32,
+    }
+
+    const _: () = assert!(offset_of!(Rights, fd) == size_of::<libc::cmsghdr>());
+
+    /// Sends what fits of `bytes`, with `fd` if there is one; never raises SIGPIPE.
+    pub(super) fn send(stream: &UnixStream, bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<usize> {
+        let mut iov = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut rights = Rights {
+            header: libc::cmsghdr {
+                cmsg_len: offset_of!(Rights, padding),
+                cmsg_level: libc::SOL_SOCKET,
+                cmsg_type: libc::SCM_RIGHTS,
+            },
+            fd: fd.map_or(-1, AsRawFd::as_raw_fd),
+            padding: 0,
+        };
+        // SAFETY: a msghdr is numbers and pointers, and zero is a value of each.
+        let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+        msg.msg_iov = &raw mut iov;
+        msg.msg_iovlen = 1;
+        if fd.is_some() {
+            msg.msg_control = (&raw mut rights).cast();
+            msg.msg_controllen = size_of::<Rights>();
+        }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `stream` is an open socket, and `bytes` is readable for its length.
-        let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+        // SAFETY: `stream` is an open socket; `msg` points to `iov` and perhaps `rights`, `iov` to `bytes`, each with
+        // its true length; all of them outlive the call, which only reads them.
+        let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const msg, flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }
@@ -473,7 +541,7 @@ mod tests {
 
     #[test]
     fn an_oversized_message_is_told_at_its_header_and_ends_reception() {
-        for size in [265, 4096, 0x8000_0000, u32::MAX] {
+        for size in [269, 4096, 0x8000_0000, u32::MAX] {
             let (mut peer, mut connection) = pair();
             let header = Header {
                 request: 5,
@@ -547,7 +615,8 @@ mod tests {
             assert!(sends < 1_000_000, "the socket takes everything");
         };
         assert!(matches!(error, SendError::PeerDoesNotRead { waiting } if waiting > MAX_OUTPUT));
-        assert!(connection.output.capacity() <= 2 * MAX_OUTPUT);
+        let kept: usize = connection.output.iter().map(|message| message.bytes.len()).sum();
+        assert!(kept <= MAX_OUTPUT);
         assert!(connection.output_waiting());
         drop(peer);
     }
@@ -569,6 +638,51 @@ mod tests {
         assert!(!connection.output_waiting());
         peer.read_exact(&mut got[sent.len() - 8..]).expect("to read");
         assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn a_descriptor_goes_with_its_own_message_even_if_that_has_to_wait() {
+        let probe = Probe::new("sent");
+        let (peer, mut connection) = pair();
+        let mut waited = Vec::new();
+        while !connection.output_waiting() {
+            connection.send(&[0; 20]).expect("to send");
+            waited.extend([0; 20]);
+        }
+        connection.send_with(&[1; 12], Some(probe.fd())).expect("to send");
+        connection.send(&[2; 12]).expect("to send");
+        let expected = [waited, vec![1; 12], vec![2; 12]].concat();
+        let mut got = Vec::<u8>::new();
+        let mut fd_at = None;
+        while got.len() < expected.len() {
+            let mut bytes = [0; 4];
+            let chunk = sys::receive(&peer, &mut bytes).expect("to read");
+            if !chunk.fds.is_empty() {
+                assert_eq!((chunk.fds.len(), fd_at.replace(got.len())), (1, None));
+            }
+            got.extend(&bytes[..chunk.len]);
+            connection.flush().expect("to flush");
+        }
+        assert_eq!(got, expected);
+        assert_eq!(
+            fd_at,
+            Some(expected.len() - 24),
+            "with the first byte of its message"
+        );
+        assert_eq!(probe.leaked(), 0, "ours is closed once the peer has its own");
+    }
+
+    #[test]
+    fn a_descriptor_that_nobody_takes_is_closed_with_the_connection() {
+        let probe = Probe::new("unsent");
+        let (_peer, mut connection) = pair();
+        while !connection.output_waiting() {
+            connection.send(&[0; 20]).expect("to send");
+        }
+        connection.send_with(&[1; 12], Some(probe.fd())).expect("to send");
+        assert_eq!(probe.leaked(), 1);
+        drop(connection);
+        assert_eq!(probe.leaked(), 0);
     }
 
     #[test]

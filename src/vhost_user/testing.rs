@@ -10,6 +10,7 @@ use super::message::{Flags, Header, Message};
 use super::requests::TABLE;
 use super::session::{Device, Offer, Refusal, Response};
 use super::ProtocolFeatures;
+use crate::memory::InflightDesc;
 
 /// An offer of everything, two queue pairs.
 pub(super) const OFFER: Offer = Offer {
@@ -48,6 +49,19 @@ pub(super) fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec
     [numbers(&[iova, size, uaddr]), vec![perm, kind, 0, 0, 0, 0, 0, 0]].concat()
 }
 
+/// An in-flight description, padded, of a buffer that is long enough.
+pub(super) fn inflight(queues: u16, size: u16) -> Vec<u8> {
+    let [low, high] = [queues, size].map(u16::to_ne_bytes);
+    [numbers(&[1 << 20, 0]), low.to_vec(), high.to_vec(), vec![0; 4]].concat()
+}
+
+/// A part of the configuration space, all zero.
+pub(super) fn config(offset: u32, size: u32, flags: u32) -> Vec<u8> {
+    let mut payload = [state(offset, size), flags.to_ne_bytes().to_vec()].concat();
+    payload.resize(12 + usize::try_from(size).expect("small"), 0);
+    payload
+}
+
 /// A memory regions description of `count` adjacent regions.
 pub(super) fn mem_table(count: u32) -> Vec<u8> {
     let mut payload = state(count, 0);
@@ -65,8 +79,11 @@ pub(super) fn mem_table(count: u32) -> Vec<u8> {
 /// A well-formed payload of a request, and how many descriptors go with it.
 pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
     match id {
+        0 => (numbers(&[0]), 0),
         2 => (numbers(&[0x1_4000_0000]), 0),
         5 => (mem_table(2), 2),
+        6 => (numbers(&[0x1000, 0]), 1),
+        7 => (Vec::new(), 1),
         8..=10 if id != 9 => (state(1, 256), 0),
         9 => ([state(1, 0), numbers(&[0x1000, 0x3000, 0x2000, 0])].concat(), 0),
         11 => (state(1, 0), 0),
@@ -77,8 +94,12 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
         20 => (numbers(&[1500]), 0),
         21 => (Vec::new(), 1),
         22 => (iotlb(0x1000, 0x1000, 0x7f00_0000_0000, 3, 2), 0),
-        37 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
-        38 => (numbers(&[0, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
+        24 | 25 => (config(0, 12, 0), 0),
+        31 => (inflight(2, 256), 0),
+        32 => (inflight(2, 256), 1),
+        42 => (state(0, 0), 1),
+        37 => (numbers(&[1, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 1),
+        38 => (numbers(&[1, 0x10_0000, 0x1000, 0x7f00_0000_0000, 0]), 0),
         39 => (numbers(&[0xf]), 0),
         _ => (Vec::new(), 0),
     }
@@ -105,7 +126,7 @@ pub(super) fn wire(request: u32, flags: Flags, payload: &[u8]) -> Vec<u8> {
 #[derive(Default)]
 pub(super) struct Fake {
     pub(super) refuses: bool,
-    pub(super) answers: Option<Response>,
+    pub(super) answers: Option<fn() -> Response>,
     pub(super) seen: Vec<Request>,
 }
 
@@ -120,10 +141,29 @@ impl Device for Fake {
                 num: 0x8005_8004,
             },
             Request::GetStatus => Response::U64(0xf),
+            Request::GetInflightFd { padded, .. } => Response::Inflight {
+                desc: InflightDesc {
+                    mmap_size: 64,
+                    mmap_offset: 0,
+                    num_queues: 1,
+                    queue_size: 1,
+                },
+                padded: *padded,
+                fd: File::open("/dev/null").expect("a file").into(),
+            },
+            Request::GetConfig { offset, size, flags } => Response::Config {
+                offset: *offset,
+                flags: *flags,
+                bytes: vec![7; usize::try_from(*size).expect("small")],
+            },
+            Request::SetDeviceStateFd(..) => Response::U64(0x100),
+            Request::CheckDeviceState => Response::U64(0),
+            Request::PostcopyAdvise => Response::Fd(Probe::new("userfault").fd()),
+            Request::PostcopyEnd => Response::U64(0),
             _ => Response::Done,
         };
         self.seen.push(request);
-        Ok(self.answers.unwrap_or(response))
+        Ok(self.answers.map_or(response, |answer| answer()))
     }
 }
 

@@ -59,6 +59,9 @@ impl fmt::Display for Features {
 macro_rules! features {
     ($($name:ident = $bit:literal, $says:literal;)*) => {
         $(#[doc = $says] pub const $name: Features = Features::bit($bit);)*
+
+        /// The number and the name of every bit above.
+        pub const NAMES: &[(u32, &str)] = &[$(($bit, stringify!($name)),)*];
     };
 }
 
@@ -67,6 +70,7 @@ features! {
     VIRTIO_NET_F_GUEST_CSUM = 1, "The driver takes frames with partial checksums.";
     VIRTIO_NET_F_MTU = 3, "The device tells its largest MTU.";
     VIRTIO_NET_F_MAC = 5, "The device tells its MAC address.";
+    VIRTIO_NET_F_GSO = 6, "Legacy: both sides take segments to be cut.";
     VIRTIO_NET_F_GUEST_TSO4 = 7, "The driver takes TCP segments over IPv4 to be cut.";
     VIRTIO_NET_F_GUEST_TSO6 = 8, "The driver takes TCP segments over IPv6 to be cut.";
     VIRTIO_NET_F_GUEST_ECN = 9, "The driver takes segments to be cut with ECN.";
@@ -91,6 +95,7 @@ features! {
     VIRTIO_F_RING_PACKED = 34, "The ring has the packed layout.";
     VIRTIO_F_IN_ORDER = 35, "Buffers are used in the order they were made available.";
     VIRTIO_F_ORDER_PLATFORM = 36, "Memory is ordered as for a device, not for a processor.";
+    VIRTIO_F_RING_RESET = 40, "The driver resets queues one by one.";
 }
 
 #[cfg(test)]

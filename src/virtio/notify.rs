@@ -83,6 +83,46 @@ mod tests {
     }
 
     #[test]
+    fn a_packed_event_is_passed_when_a_step_is_on_it_in_every_small_ring() {
+        for size in 1..=12_u16 {
+            let at = |count: u16| Position {
+                index: count % size,
+                wrap: (count / size) % 2 == 0,
+            };
+            for (from, descs) in (0..2 * size).flat_map(|from| (1..=size).map(move |descs| (from, descs))) {
+                for event in 0..2 * size {
+                    // Step by step: was the device at the event before one of its steps?
+                    let stepped = (from..from + descs).any(|count| at(count) == at(event));
+                    let named = Event {
+                        desc: at(event).bits(),
+                        flags: RING_EVENT_FLAGS_DESC,
+                    };
+                    let now = at(from + descs);
+                    assert_eq!(
+                        passed(named, descs, now, size),
+                        stepped,
+                        "{from}+{descs} {event} of {size}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_is_needed_when_a_step_is_on_it_wherever_the_index_wraps() {
+        for old in [0_u16, 1, 0x7fff, 0x8000, 0xffc0, 0xffff] {
+            for steps in (0..=40).chain([255, 256, 32768]) {
+                let new = old.wrapping_add(steps);
+                for event in 0..=u16::MAX {
+                    // The event is one of the values that the index had before a step.
+                    let stepped = event.wrapping_sub(old) < steps;
+                    assert_eq!(need_event(event, new, old), stepped, "{event} {new} {old}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_event_is_needed_only_when_the_index_passes_it() {
         // (event, old, new, needed)
         let rows = [

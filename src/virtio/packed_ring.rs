@@ -17,7 +17,7 @@ use super::desc::{
     desc_table_bytes, Desc, DESC_SIZE, MAX_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use super::ring::{area, Area, LayoutError, RingAddrs};
-use crate::memory::{cpu, Access, MemTable};
+use crate::memory::{cpu, crash, Access, MemTable};
 
 /// The driver's bit: equal to its wrap counter when it made the descriptor available.
 pub const VIRTQ_DESC_F_AVAIL: u16 = 1 << 7;
@@ -223,6 +223,16 @@ impl PackedMem {
         &self.mem
     }
 
+    /// Where the descriptor ring is in this process, to find its pages in the dirty log.
+    pub fn desc_host(&self) -> usize {
+        self.desc.as_ptr().addr()
+    }
+
+    /// Where the device event suppression structure is in this process, likewise.
+    pub fn device_event_host(&self) -> usize {
+        self.device.as_ptr().addr()
+    }
+
     /// Whether the descriptor at `at` is available now.
     #[inline(always)]
     pub fn is_available(&self, at: Position) -> bool {
@@ -245,6 +255,7 @@ impl PackedMem {
     #[inline(always)]
     pub fn write_used(&self, at: Position, used: Used) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Relaxed: ordered by the release of the first one of the burst.
             rest.store(used_word(at, used), Ordering::Relaxed);
         }
@@ -255,6 +266,7 @@ impl PackedMem {
     #[inline(always)]
     pub fn publish_used(&self, at: Position, used: Used) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Release: pairs with the driver's load of the flags; it then sees the others and the buffers' bytes.
             rest.store(used_word(at, used), Ordering::Release);
         }
@@ -264,6 +276,7 @@ impl PackedMem {
     /// but who scans the ring does.
     pub fn mark_used(&self, at: Position) {
         if let Some(rest) = self.rest(at.index) {
+            crash::point();
             // Relaxed, and a load and a store: until its chain is published it is the device's alone.
             let word = rest.load(Ordering::Relaxed) & !(u64::from(TURN) << 48);
             rest.store(word | u64::from(at.used()) << 48, Ordering::Relaxed);
@@ -407,6 +420,63 @@ mod tests {
         }
         assert_eq!(Position::START.bits(), 0x8000);
         assert_eq!(Position::from_bits(0x8005, 5), None);
+    }
+
+    /// The position that a side reaches after so many descriptors: the model that positions must agree with.
+    fn after(descs: u32, size: u16) -> Position {
+        let (lap, index) = (descs / u32::from(size), descs % u32::from(size));
+        Position {
+            index: u16::try_from(index).unwrap(),
+            wrap: lap % 2 == 0,
+        }
+    }
+
+    #[test]
+    fn every_step_from_every_position_of_every_small_ring_is_that_of_a_counter() {
+        for size in 1..=96_u16 {
+            for from in 0..2 * u32::from(size) {
+                for step in 0..=size {
+                    let there = after(from, size).advance(step, size);
+                    assert_eq!(
+                        there,
+                        after(from + u32::from(step), size),
+                        "{from} + {step} of {size}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_position_of_every_ring_survives_the_wire_and_nothing_else_does() {
+        for size in (1..=300).chain([4096, 32767, 32768]) {
+            let good = |bits| Position::from_bits(bits, size);
+            let positions = (0..=u16::MAX).filter_map(|bits| good(bits).map(|at| (bits, at)));
+            let mut count = 0;
+            for (bits, at) in positions {
+                assert_eq!((at.bits(), at.index), (bits, bits & 0x7fff));
+                count += 1;
+            }
+            assert_eq!(count, 2 * u32::from(size));
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_available_in_one_lap_used_in_one_and_neither_in_the_others() {
+        // Through four laps: what the driver writes in one lap is seen as available in that lap alone, and what the device
+        // writes as used never is.
+        for wrote in [true, false] {
+            let driver = if wrote {
+                VIRTQ_DESC_F_AVAIL
+            } else {
+                VIRTQ_DESC_F_USED
+            };
+            for reads in [true, false] {
+                let [wrote, reads] = [wrote, reads].map(|wrap| Position { index: 0, wrap });
+                assert_eq!(reads.is_available(driver), wrote == reads);
+                assert!(!reads.is_available(wrote.used()));
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, ENTRIES_OFFSET, IDX_OFFSET,
     MAX_SIZE,
 };
-use crate::memory::{cpu, Access, FrontendAddr, MemTable};
+use crate::memory::{cpu, crash, Access, FrontendAddr, MemTable};
 
 /// Why three addresses and a size are not a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +175,11 @@ impl SplitMem {
         &self.mem
     }
 
+    /// Where the used ring is in this process, to find its page in the dirty log.
+    pub fn used_host(&self) -> usize {
+        self.used.as_ptr().addr()
+    }
+
     /// `avail.idx`. Acquire: pairs with the driver's release of it after writing entries and descriptors.
     #[inline(always)]
     pub fn avail_idx(&self) -> u16 {
@@ -221,6 +226,7 @@ impl SplitMem {
             len,
         };
         let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
+        crash::point();
         // A plain store, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
         // SAFETY: the entry is inside the used ring, which is aligned to 4.
         unsafe { self.used.as_ptr().add(entry).cast::<UsedElem>().write(elem) };
@@ -236,6 +242,7 @@ impl SplitMem {
     /// Hands the used entries before `idx` to the driver.
     #[inline(always)]
     pub fn publish_used(&self, idx: u16) {
+        crash::point();
         // Release: pairs with the driver's load of used.idx; it then sees the entries and the buffers' bytes.
         self.u16(self.used, IDX_OFFSET).store(idx, Ordering::Release);
     }
@@ -317,5 +324,35 @@ impl std::fmt::Debug for SplitMem {
         f.debug_struct("SplitMem")
             .field("size", &self.size)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::desc::used_bytes;
+    use super::*;
+    use crate::memory::GuestAddr;
+    use crate::model::{Driver, GuestMemory, Virtqueue};
+    use crate::virtio::features::VIRTIO_F_VERSION_1;
+
+    #[test]
+    fn a_free_running_index_falls_on_every_entry_in_turn_also_where_it_wraps() {
+        for shift in 0..=15 {
+            let size = 1_u16 << shift;
+            let memory = Arc::new(GuestMemory::new(Driver::ring_bytes(size).next_multiple_of(4096)));
+            let config = Driver::new(memory, GuestAddr(0x1000), size, VIRTIO_F_VERSION_1).config(0);
+            let addrs = RingAddrs {
+                desc: config.desc,
+                driver: config.driver,
+                device: config.device,
+            };
+            let ring = SplitMem::new(config.mem, size, addrs).unwrap();
+            let end = usize::try_from(used_bytes(size)).unwrap();
+            for at in 0..=u16::MAX {
+                let (here, next) = (ring.wrap(at), ring.wrap(at.wrapping_add(1)));
+                assert_eq!(next, (here + 1) % usize::from(size), "{at} of {size}");
+                assert!(ENTRIES_OFFSET + size_of::<UsedElem>() * here + size_of::<UsedElem>() <= end);
+            }
+        }
     }
 }

@@ -25,7 +25,7 @@ ip link set eth0 mtu "$mtu"
 ip address add "10.99.0.$id/24" dev eth0
 ip link set eth0 up
 # Fixed neighbours: an outage is then the port's alone, with no address resolution to wait for afterwards.
-for peer in 1 2 3 4 254; do
+for peer in 1 2 3 4 251 252 253 254; do
     [ "$peer" = "$id" ] && continue
     arp -i eth0 -s "10.99.0.$peer" "52:54:00:00:00:$(printf %02x "$peer")"
 done

@@ -4,24 +4,33 @@
 //! ```text
 //! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
 //! e2e demo                   what `make demo` runs
+//! e2e pvp [RINGS...]         what `make bench-pvp` runs
 //! e2e guest SOCKET COMMAND   run a command in a guest that `KEEP=1 e2e demo` left up
 //! ```
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
-//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `tcp`), `testpmd`, `frontend`, and
-//! `process`, `netns`, `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`), `party` (with `tcp`),
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`,
+//! `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
 
+mod announcement;
 mod cases;
 mod demo;
 mod frontend;
 mod hugepages;
 mod image;
 mod log;
+mod memory_check;
+mod migration;
 mod netns;
 mod ovs;
+mod party;
 mod ping;
 mod process;
+mod pvp;
+mod qmp;
 mod settings;
+mod stream;
 mod tcp;
 mod testpmd;
 mod turn;
@@ -40,6 +49,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("demo") => demo::main(&settings),
         Some(demo::HOLD) => demo::hold(&settings),
+        Some("pvp") => pvp::main(&settings, &arguments[1..]),
         Some("guest") => guest(&arguments[1..]),
         Some("--list") => {
             cases::list(&settings, &arguments[1..]);

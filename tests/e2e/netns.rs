@@ -8,6 +8,7 @@
 //! measurable per port.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{anyhow, Context, Result};
 
 use crate::process;
 use crate::settings::tool;
@@ -24,7 +25,11 @@ use crate::settings::tool;
 pub const OBSERVER: u8 = 254;
 /// The observer's end that is a port of the switch.
 pub const OBSERVER_PORT: &str = "obs0";
-const OBSERVER_END: &str = "obs1";
+/// The end behind which the observer's kernel answers.
+pub const OBSERVER_END: &str = "obs1";
+
+/// Frames of every size in use are flooded to every port now and then; one that does not fit would be a WARN line.
+const LARGE_MTU: u16 = 9702;
 
 /// IPv4 address of party `id` (guest or observer).
 pub fn address(id: u8) -> String {
@@ -41,8 +46,15 @@ pub fn mac(id: u8) -> String {
 pub struct NetNs(Arc<OwnedFd>);
 
 impl NetNs {
-    /// A fresh namespace with lo, the observer pair, and no IPv6 (whose chatter would disturb exact byte counts).
+    /// A fresh namespace with lo and the observer pair.
     pub fn create() -> Result<Self> {
+        let ns = Self::bare()?;
+        ns.add_observer().context("cannot set up the observer")?;
+        Ok(ns)
+    }
+
+    /// A fresh namespace with lo, and no IPv6 (whose chatter would disturb exact byte counts).
+    pub fn bare() -> Result<Self> {
         let made = std::thread::spawn(|| -> Result<OwnedFd> {
             // SAFETY: unshare(CLONE_NEWNET) moves only this short-lived thread; no memory is touched.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } == -1 {
@@ -58,7 +70,7 @@ impl NetNs {
             .join()
             .map_err(|_| anyhow!("the namespace thread panicked"))??;
         let ns = NetNs(Arc::new(fd));
-        ns.add_observer()?;
+        ns.ip("link set lo up")?;
         Ok(ns)
     }
 
@@ -82,40 +94,56 @@ impl NetNs {
         process::run(command, Duration::from_secs(30))
     }
 
-    fn add_observer(&self) -> Result<()> {
-        let (mac, address) = (mac(OBSERVER), format!("{}/24", address(OBSERVER)));
-        let script = [
-            "link set lo up".to_string(),
-            // Frames of every size in use are flooded to it now and then; one that does not fit would be a WARN line.
-            format!("link add {OBSERVER_PORT} mtu 9702 type veth peer name {OBSERVER_END} mtu 9702"),
-            format!("link set {OBSERVER_END} address {mac}"),
-            format!("address add {address} dev {OBSERVER_END}"),
-            format!("link set {OBSERVER_PORT} up"),
-            format!("link set {OBSERVER_END} up"),
-        ];
-        for line in script {
-            let args: Vec<&str> = line.split(' ').collect();
-            if let Err(error) = self.run("ip", &args) {
-                bail!("cannot set up the observer: {error:#}");
+    /// A TCP connection from the observer to `target`; it stays in the namespace wherever it is used.
+    pub fn connect(&self, target: SocketAddr) -> Result<TcpStream> {
+        // A veth leaves checksums to a NIC that never comes: the switch would pass on what no guest accepts.
+        self.run("ethtool", &["-K", OBSERVER_END, "tx", "off"])?;
+        let ns = Arc::clone(&self.0);
+        let connected = std::thread::spawn(move || -> Result<TcpStream> {
+            // SAFETY: setns moves only this short-lived thread; no memory is touched.
+            if unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) } == -1 {
+                return Err(io::Error::last_os_error()).context("cannot enter the network namespace");
             }
-        }
-        for id in 1..=4 {
-            let (to, lladdr) = (self::address(id), self::mac(id));
-            self.run(
-                "ip",
-                &[
-                    "neigh",
-                    "add",
-                    &to,
-                    "lladdr",
-                    &lladdr,
-                    "dev",
-                    OBSERVER_END,
-                    "nud",
-                    "permanent",
-                ],
-            )?;
+            TcpStream::connect_timeout(&target, Duration::from_secs(30))
+                .with_context(|| format!("cannot connect to {target}"))
+        });
+        connected
+            .join()
+            .map_err(|_| anyhow!("the connecting thread panicked"))?
+    }
+
+    /// Runs `ip` inside with space-separated `args`.
+    pub fn ip(&self, args: &str) -> Result<()> {
+        self.run("ip", &args.split(' ').collect::<Vec<_>>()).map(drop)
+    }
+
+    /// Adds a veth pair: one end called `here` in this namespace, the other called `there` in `other`, both up.
+    pub fn add_veth(&self, here: &str, other: &NetNs, there: &str) -> Result<()> {
+        let path = format!("/proc/{}/fd/{}", std::process::id(), other.0.as_raw_fd());
+        self.ip(&format!(
+            "link add {here} mtu {LARGE_MTU} type veth peer name {there} mtu {LARGE_MTU} netns {path}"
+        ))?;
+        self.ip(&format!("link set {here} up"))?;
+        other.ip(&format!("link set {there} up"))
+    }
+
+    /// Makes the interface `device` party `id` of the address plan, who knows all guests.
+    pub fn settle(&self, device: &str, id: u8) -> Result<()> {
+        self.ip(&format!("link set {device} address {}", mac(id)))?;
+        self.ip(&format!("address add {}/24 dev {device}", address(id)))?;
+        self.ip(&format!("link set {device} up"))?;
+        for guest in 1..=4 {
+            self.ip(&format!(
+                "neigh add {} lladdr {} dev {device} nud permanent",
+                address(guest),
+                mac(guest)
+            ))?;
         }
         Ok(())
+    }
+
+    fn add_observer(&self) -> Result<()> {
+        self.add_veth(OBSERVER_PORT, self, OBSERVER_END)?;
+        self.settle(OBSERVER_END, OBSERVER)
     }
 }

@@ -29,6 +29,10 @@ pub struct Options {
     pub plugin: Option<PathBuf>,
     /// `other_config:dpdk-init=true`.
     pub dpdk: bool,
+    /// `other_config:userspace-tso-enable=true`.
+    pub tso: bool,
+    /// More of `other_config`, for what is read only once ("key=value").
+    pub other_config: Vec<&'static str>,
     /// Run vswitchd under valgrind, its report in the run directory.
     pub valgrind: bool,
     /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
@@ -74,6 +78,12 @@ impl Ovs {
         ovs.vsctl("--no-wait init")?;
         if ovs.options.dpdk {
             ovs.set_dpdk(&["--no-wait"])?;
+        }
+        if ovs.options.tso {
+            ovs.vsctl("--no-wait set Open_vSwitch . other_config:userspace-tso-enable=true")?;
+        }
+        for setting in &ovs.options.other_config {
+            ovs.vsctl(&format!("--no-wait set Open_vSwitch . other_config:{setting}"))?;
         }
         ovs.start_vswitchd()?;
         ovs.vsctl(&format!(
@@ -200,6 +210,11 @@ impl Ovs {
         Ok(())
     }
 
+    /// Chooses what vswitchd loads when it is started next: a plugin, or none.
+    pub fn set_plugin(&mut self, plugin: Option<&Path>) {
+        self.options.plugin = plugin.map(Path::to_path_buf);
+    }
+
     /// Runs ovs-vsctl with space-separated `args`; waits for vswitchd unless they say `--no-wait`.
     pub fn vsctl(&self, args: &str) -> Result<String> {
         self.vsctl_args(&args.split(' ').collect::<Vec<_>>())
@@ -262,6 +277,17 @@ impl Ovs {
             .collect())
     }
 
+    /// A number in the `statistics` map of a port, as last written to the database; 0 if there is none.
+    pub fn statistic(&self, port: &str, name: &str) -> Result<u64> {
+        let text = self.interface(port, "statistics")?;
+        let mut pairs = text
+            .trim_matches(['{', '}'])
+            .split(", ")
+            .filter_map(|pair| pair.split_once('='));
+        let found = pairs.find(|(key, _)| *key == name);
+        found.map_or(Ok(0), |(_, value)| Ok(value.parse()?))
+    }
+
     /// Waits until the switch says the port's link is up, that is: a front-end is connected and running.
     pub fn wait_link(&self, port: &str, up: bool, limit: Duration) -> Result<()> {
         let wanted = if up { "up" } else { "down" };
@@ -272,7 +298,12 @@ impl Ovs {
 
     /// Counters of a port, or nothing when the port type keeps none (stock server ports).
     pub fn counters(&self, port: &str) -> Result<Option<PortCounters>> {
-        let text = self.ofctl(&format!("dump-ports br0 {port}"))?;
+        self.counters_on("br0", port)
+    }
+
+    /// Like [`Ovs::counters`] for a port of another bridge.
+    pub fn counters_on(&self, bridge: &str, port: &str) -> Result<Option<PortCounters>> {
+        let text = self.ofctl(&format!("dump-ports {bridge} {port}"))?;
         let (rx, tx) = text.split_once("tx ").context("dump-ports without tx line")?;
         let (_, rx) = rx.split_once("rx ").context("dump-ports without rx line")?;
         let field = |text: &str, name: &str| -> Option<u64> {

@@ -1,12 +1,16 @@
-//! Pings that run inside a guest at a fixed rate and note when each reply came, so that an outage is measured on the
-//! guest's own clock, to about one interval, instead of guessed from outside.
+//! Pings at a fixed rate that note when each reply came. Inside a guest an outage is measured on the guest's own clock,
+//! to about one interval, instead of guessed from outside; from the observer it is measured on the host's clock, which
+//! goes on while the guest stands still.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{bail, Result};
 
-use crate::netns::address;
+use crate::netns::{address, NetNs};
+use crate::process::Process;
+use crate::settings::tool;
 use crate::vm::{Job, Vm};
 use crate::wait;
 
@@ -55,6 +59,16 @@ impl Report {
     pub fn lost(&self) -> u64 {
         let last = self.replies.iter().map(|reply| reply.sequence).max().unwrap_or(0);
         last.saturating_sub(self.replies.len() as u64)
+    }
+
+    /// Requests without an answer around the span from `start` to `end`.
+    pub fn lost_within(&self, start: f64, end: f64) -> u64 {
+        let gaps = self
+            .replies
+            .windows(2)
+            .filter(|pair| pair[0].time <= end && pair[1].time >= start);
+        gaps.map(|pair| pair[1].sequence.saturating_sub(pair[0].sequence + 1))
+            .sum()
     }
 
     /// The longest silence.
@@ -137,6 +151,58 @@ impl<'vm> Ping<'vm> {
             replies: distinct(&replies),
             interval: self.interval,
         })
+    }
+}
+
+/// A ping that the observer sends to a guest.
+pub struct HostPing {
+    process: Process,
+    interval: Duration,
+}
+
+impl HostPing {
+    /// Starts pinging party `id`.
+    pub fn start(ns: &NetNs, id: u8, interval: Duration, dir: &Path) -> Result<Self> {
+        let mut command = tool("ping");
+        command.args([
+            "-n",
+            "-D",
+            "-i",
+            &format!("{:.3}", interval.as_secs_f64()),
+            &address(id),
+        ]);
+        ns.enter(&mut command);
+        let name = format!("host-ping{id}");
+        let process = Process::spawn(&name, command, &dir.join(format!("{name}.out")))?;
+        Ok(HostPing { process, interval })
+    }
+
+    /// What it has seen so far.
+    pub fn report(&self) -> Report {
+        let printed = self.process.printed();
+        let replies = printed.lines().filter_map(|line| {
+            let (time, rest) = line.strip_prefix('[')?.split_once(']')?;
+            let (_, rest) = rest.split_once("icmp_seq=")?;
+            let (sequence, rest) = rest.split_once(' ')?;
+            rest.contains("time=").then(|| format!("{time} {sequence}\n"))
+        });
+        Report {
+            replies: distinct(&replies.collect::<String>()),
+            interval: self.interval,
+        }
+    }
+
+    /// Waits for `count` replies from now on.
+    pub fn wait_more(&mut self, count: usize, limit: Duration) -> Result<()> {
+        let goal = self.report().received() + count;
+        wait::until_true(
+            &format!("{count} more ping replies to the observer"),
+            limit,
+            || {
+                self.process.check_alive()?;
+                Ok(self.report().received() >= goal)
+            },
+        )
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Settings {
     pub nodpdk: Option<(PathBuf, PathBuf)>,
     /// How long the packet loops run (`E2E_SECONDS`).
     pub loop_time: Duration,
+    /// How many times a guest is moved (`E2E_MIGRATIONS`).
+    pub migrations: usize,
     /// `CI=true`: a skipped case is a failure.
     pub ci: bool,
     /// `KEEP=1`: the demo stays up.
@@ -43,12 +45,14 @@ impl Settings {
         let seconds = var("E2E_SECONDS")
             .and_then(|text| text.parse().ok())
             .unwrap_or(30);
+        let migrations = var("E2E_MIGRATIONS").and_then(|text| text.parse().ok());
         Settings {
             ovs_tree: path("OVS_TREE").unwrap_or_else(|| root.join("target/ovs")),
             plugin,
             fault_plugin: path("E2E_FAULT_PLUGIN"),
             nodpdk: path("OVS_TREE_NODPDK").zip(path("E2E_PLUGIN_NODPDK")),
             loop_time: Duration::from_secs(seconds),
+            migrations: migrations.unwrap_or(5),
             ci: var("CI").as_deref() == Some("true"),
             keep: var("KEEP").as_deref() == Some("1"),
             root,
@@ -68,6 +72,8 @@ pub enum Need {
     Switch,
     /// QEMU and what the guest image is made from.
     Guests,
+    /// tcpdump.
+    Capture,
     /// A kernel that has hugepages, and DPDK's testpmd.
     Testpmd,
     /// A kernel that has hugepages.
@@ -78,6 +84,8 @@ pub enum Need {
     NoDpdkTree,
     /// Valgrind.
     Valgrind,
+    /// An Open vSwitch that was configured with AF_XDP.
+    AfXdp,
 }
 
 impl Need {
@@ -94,11 +102,17 @@ impl Need {
                 "ping",
                 "dpkg",
             ]),
+            Need::Capture => missing_tools(&["tcpdump"]),
             Need::Testpmd => missing_tools(&["dpdk-testpmd"]).or_else(|| Need::Hugepages.missing(settings)),
             Need::Hugepages => {
                 missing_file(Path::new("/proc/sys/vm/nr_hugepages"), "kernel without hugepages")
             }
             Need::Valgrind => missing_tools(&["valgrind"]),
+            Need::AfXdp => {
+                let config = std::fs::read_to_string(settings.ovs_tree.join("config.h")).unwrap_or_default();
+                let has = config.contains("#define HAVE_AF_XDP 1");
+                (!has).then(|| "Open vSwitch without AF_XDP".into())
+            }
             Need::FaultPlugin => match &settings.fault_plugin {
                 None => {
                     Some("E2E_FAULT_PLUGIN names no plugin built with the feature fault-injection".into())

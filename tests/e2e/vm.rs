@@ -15,6 +15,7 @@ use anyhow::{anyhow, bail, Context, Result};
 use crate::image::Image;
 use crate::netns::mac;
 use crate::process::{tail, Process};
+use crate::qmp::Qmp;
 use crate::settings::tool;
 use crate::wait;
 
@@ -49,6 +50,10 @@ pub struct Spec {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// Further properties of the NIC.
+    pub nic: &'static str,
+    /// How it starts, and whether it can be moved.
+    pub life: Life,
     /// The NIC is behind an IOMMU.
     pub iommu: Option<Unmap>,
 }
@@ -62,6 +67,20 @@ pub enum Unmap {
     Lazily,
 }
 
+/// How a guest comes to life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// It boots, and stays where it is.
+    Stays,
+    /// It boots, and can be moved.
+    Moves,
+    /// It comes from another QEMU process, and can be moved on. It runs at once, or only when told to.
+    Comes {
+        /// Whether it runs without being told.
+        runs: bool,
+    },
+}
+
 /// A running guest.
 pub struct Vm {
     /// How it was made.
@@ -70,6 +89,7 @@ pub struct Vm {
     channel: RefCell<Channel>,
     console: PathBuf,
     ctl: PathBuf,
+    qmp: PathBuf,
 }
 
 impl Vm {
@@ -77,9 +97,14 @@ impl Vm {
     pub fn start(spec: Spec, image: &Image, dir: &Path) -> Result<Self> {
         let console = dir.join(format!("{}.console", spec.name));
         let ctl = dir.join(format!("{}.ctl", spec.name));
-        // A predecessor that was killed leaves its socket; QEMU would replace it, but connecting must not find it.
-        let _ = std::fs::remove_file(&ctl);
-        let command = qemu_command(&spec, image, &console, &ctl);
+        let qmp = dir.join(format!("{}.qmp", spec.name));
+        // A predecessor that was killed leaves its sockets; QEMU would replace them, but connecting must not find them.
+        for socket in [&ctl, &qmp] {
+            let _ = std::fs::remove_file(socket);
+        }
+        let mut command = qemu_command(&spec, image, &console, &ctl);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())]);
+        command.args(spec.life.qemu_args());
         let mut qemu = Process::spawn(&spec.name, command, &dir.join(format!("{}.out", spec.name)))?;
         let stream = wait::until("QEMU's control socket", COMMAND, || {
             qemu.check_alive()?;
@@ -91,7 +116,27 @@ impl Vm {
             channel: RefCell::new(Channel::new(stream)?),
             console,
             ctl,
+            qmp,
         })
+    }
+
+    /// QEMU's control socket; one connection at a time.
+    pub fn qmp(&self) -> Result<Qmp> {
+        Qmp::connect(&self.qmp).with_context(|| self.spec.name.clone())
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.qemu.pid()
+    }
+
+    /// Waits until QEMU has ended by itself, as it does when told to quit.
+    pub fn wait_end(mut self, limit: Duration) -> Result<()> {
+        let status = self.qemu.wait(limit)?;
+        if !status.success() {
+            bail!("{}: QEMU: {status}: {}", self.spec.name, self.qemu.printed());
+        }
+        Ok(())
     }
 
     /// Waits until the guest has booted and serves commands.
@@ -128,6 +173,14 @@ impl Vm {
              echo $? >{file}.new; mv {file}.new {file}.rc) >/dev/null 2>&1 &"
         ))?;
         Ok(Job { vm: self, file })
+    }
+
+    /// A command that was started in the guest's background before, perhaps in another QEMU process.
+    pub fn job(&self, name: &str) -> Job<'_> {
+        Job {
+            vm: self,
+            file: format!("/tmp/{name}"),
+        }
     }
 
     /// Reboots the guest from inside and waits until it is back.
@@ -300,6 +353,18 @@ impl Channel {
     }
 }
 
+impl Life {
+    /// QEMU 7.2 under TCG gives the destination a corrupted guest unless all processors share one thread.
+    fn qemu_args(self) -> &'static [&'static str] {
+        match self {
+            Life::Stays => &["-accel", "tcg"],
+            Life::Moves => &["-accel", "tcg,thread=single"],
+            Life::Comes { runs: true } => &["-accel", "tcg,thread=single", "-incoming", "defer"],
+            Life::Comes { runs: false } => &["-accel", "tcg,thread=single", "-incoming", "defer", "-S"],
+        }
+    }
+}
+
 /// `vectors=0`: QEMU 7.2 under TCG crashes in its guest notifier code (MSI-X) when a vhost-user device starts. The
 /// guest then has one ordinary interrupt line for all queues, which is slower and otherwise the same; more than one
 /// queue pair works with it.
@@ -321,6 +386,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         Some(Unmap::Strictly) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
         Some(Unmap::Lazily) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=0",
     };
+    let comma = if spec.nic.is_empty() { "" } else { "," };
     let append = format!(
         "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}{guest_iommu}",
         spec.id, spec.mtu
@@ -340,16 +406,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         ""
     };
     command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-accel",
-            "tcg",
-            "-m",
-            "256",
-        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "256"])
         .args(["-smp", &spec.queues.to_string()])
         .args([
             "-object",
@@ -384,9 +441,10 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         .args([
             "-device",
             &format!(
-                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}{nic_iommu}",
+                "virtio-net-pci,netdev=net,mac={},vectors=0,packed={}{multiqueue}{host_mtu}{nic_iommu}{comma}{}",
                 mac(spec.id),
-                if spec.packed { "on" } else { "off" }
+                if spec.packed { "on" } else { "off" },
+                spec.nic
             ),
         ]);
     command

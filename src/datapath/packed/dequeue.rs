@@ -3,7 +3,7 @@
 use super::{broken, look, PackedRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::frame::{gather, take, WORK};
+use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::miss::Halt;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
@@ -16,11 +16,12 @@ impl<const SET: usize> PackedRing<SET> {
     /// A burst from a ring whose next descriptor is available.
     pub(super) fn dequeue_available(&mut self, slots: &mut [RxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, staged, mut at) = (&self.mem, &mut self.staged, self.next);
+        let offloads = &self.offloads;
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
         let mut tally = Tally::default();
-        let (mut left, mut frames, mut work) = (burst(slots.len()), 0, 0);
+        let (mut left, mut frames, mut work, mut large) = (burst(slots.len()), 0, 0, 0);
         let mut fault = None;
         'burst: while left > 0 {
             let ahead = look::<Readable>(mem, &mut cursor, at, left);
@@ -31,14 +32,17 @@ impl<const SET: usize> PackedRing<SET> {
                 let Some(slot) = slots.get_mut(frames) else {
                     break 'burst;
                 };
+                let mark = staged.mark();
                 // Length 0: the device wrote nothing into a buffer that it only reads.
                 let taken = match plan {
                     Plan::Direct(buffer) => staged
                         .push(Used { id, descs: 1, len: 0 })
-                        .map(|()| (take::<Bits<SET>>(buffer, slot), 1)),
+                        .map(|()| (take::<Bits<SET>>(buffer, slot, offloads), 1)),
                     Plan::Walk(first) => {
                         let mut chain = Chain::new(mem, at.index, first, Bits::<SET>::INDIRECT);
-                        gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work).and_then(|taken| {
+                        let gathered =
+                            gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, offloads, &mut work);
+                        gathered.and_then(|taken| {
                             let Extent { descs, last: id } = chain.finish(&mut cursor)?;
                             staged.push(Used { id, descs, len: 0 })?;
                             Ok((taken, descs))
@@ -47,6 +51,11 @@ impl<const SET: usize> PackedRing<SET> {
                     Plan::Beyond => break 'burst,
                 };
                 match taken {
+                    Ok((Taken::Large(len), _)) => {
+                        staged.rewind(mark);
+                        large = len;
+                        break 'burst;
+                    }
                     Ok((taken, descs)) => {
                         frames += taken.count(slot, &mut tally);
                         at = at.advance(descs, mem.size());
@@ -71,7 +80,9 @@ impl<const SET: usize> PackedRing<SET> {
         Burst {
             slots: frames,
             frames,
+            large,
             halted: fault.is_some(),
+            ..Burst::default()
         }
     }
 }

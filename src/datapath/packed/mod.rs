@@ -7,24 +7,33 @@
 //! written when it ends: all but the first, then the first, behind which the driver does not look before it is there.
 
 mod dequeue;
+mod dirty;
+mod discard;
 mod enqueue;
+mod inflight;
 mod resume;
 
 use std::sync::Arc;
 
+use self::dirty::PackedLog;
+use self::inflight::Track;
 use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
 use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
+use super::dirty::extra;
 use super::miss::{self, Halt, Search, AHEAD};
-use super::ring::{Burst, Ring, BURST};
+use super::offload::Offloads;
+use super::ring::{Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::{Cursor, MemTable, Miss};
+use crate::memory::{cpu, Cursor, MemTable, Miss};
 use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
 use crate::virtio::desc::{Desc, VIRTQ_DESC_F_NEXT};
 use crate::virtio::notify::packed_driver_wants_call;
-use crate::virtio::packed_ring::{Event, PackedMem, Position, Used, RING_EVENT_FLAGS_DISABLE};
+use crate::virtio::packed_ring::{
+    Event, PackedMem, Position, Used, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE,
+};
 use crate::virtio::ring::RingAddrs;
 
 /// A packed ring with the code for one feature set.
@@ -38,7 +47,10 @@ struct PackedRing<const SET: usize> {
     vring: u16,
     call: Call,
     staged: Staged,
+    track: Option<Track>,
+    log: Option<Box<PackedLog>>,
     halt: Option<Halt>,
+    offloads: Offloads,
 }
 
 /// Starts a packed ring.
@@ -46,7 +58,9 @@ struct PackedRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or a base that is no position in the ring; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
+    let offloads = Offloads::new(&config);
+    let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
         size,
@@ -57,23 +71,39 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         features,
         mem,
         call,
+        offloads: _,
+        inflight,
+        log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
-    let next = resume::resume(&mem, index, base)?;
-    // We poll: the driver need not kick.
-    mem.set_device_event(Event {
-        desc: 0,
-        flags: RING_EVENT_FLAGS_DISABLE,
-    });
+    let log = log.map(|log| Box::new(PackedLog::new(log, &mem)));
+    let before = log.as_ref().map(|_| PackedLog::look(&mem));
+    let (track, next) = match (start, inflight) {
+        (Start::Here, part) => (part.map(Track::go_on), resume::positions(index, base, size)?.0),
+        (Start::Resume, Some(part)) => {
+            Track::attach(part, &mem, index, base, features).map(|(track, next)| (Some(track), next))?
+        }
+        (Start::Resume, None) => (None, resume::resume(&mem, index, base, features)?),
+    };
+    if let (Some(log), Some(before)) = (&log, before) {
+        log.gave_back(&mem, &before);
+    }
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
+        track,
+        offloads,
+        log,
     };
-    let with_set = RINGS.get(set_number(features)).unwrap_or(&RINGS[0]);
-    Ok(with_set(parts))
+    let ring = with_set(parts);
+    if start == Start::Resume {
+        // We poll.
+        ring.want_kicks(false);
+    }
+    Ok(ring)
 }
 
 struct Parts {
@@ -81,6 +111,9 @@ struct Parts {
     next: Position,
     vring: u16,
     call: Call,
+    track: Option<Track>,
+    offloads: Offloads,
+    log: Option<Box<PackedLog>>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -89,6 +122,9 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         next,
         vring,
         call,
+        track,
+        offloads,
+        log,
     } = parts;
     Box::new(PackedRing::<SET> {
         staged: Staged::new(mem.size()),
@@ -97,7 +133,10 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         hint: 0,
         vring,
         call,
+        track,
+        log,
         halt: None,
+        offloads,
     })
 }
 
@@ -118,6 +157,23 @@ impl<const SET: usize> Ring for PackedRing<SET> {
         match self.mem.is_available(self.next) {
             true => self.enqueue_available(slots, counters),
             false => Burst::default(),
+        }
+    }
+
+    fn discard(&mut self, counters: &Counters) -> Burst {
+        self.discard_available(counters)
+    }
+
+    fn want_kicks(&self, wanted: bool) {
+        let flags = match wanted {
+            true => RING_EVENT_FLAGS_ENABLE,
+            false => RING_EVENT_FLAGS_DISABLE,
+        };
+        self.mem.set_device_event(Event { desc: 0, flags });
+        // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
+        cpu::full_barrier();
+        if let Some(log) = extra::<Bits<SET>, _>(&self.log) {
+            log.wrote_event();
         }
     }
 
@@ -179,13 +235,22 @@ impl<const SET: usize> PackedRing<SET> {
     #[inline(always)]
     fn finish(&mut self, tally: &Tally, counters: &Counters) {
         counters.add(tally);
-        if self.staged.descs == 0 {
-            return;
+        let log = extra::<Bits<SET>, _>(&self.log);
+        if let Some(log) = log {
+            log.settle();
         }
-        self.staged.publish(&self.mem, self.next);
-        let descs = self.staged.descs;
-        self.next = self.next.advance(descs, self.mem.size());
-        self.staged.rewind(Mark { count: 0, descs: 0 });
+        if self.staged.descs == 0 {
+            return log.map_or((), PackedLog::notify);
+        }
+        let (first, descs) = (self.next, self.staged.descs);
+        self.next = first.advance(descs, self.mem.size());
+        match &self.track {
+            Some(track) if Bits::<SET>::EXTRA => self
+                .staged
+                .publish_tracked(&self.mem, first, self.next, track, log),
+            _ => self.staged.publish(&self.mem, first, log),
+        }
+        self.staged.rewind(Mark::default());
         if self.call.is_possible() && self.wants_call(descs) {
             self.call.signal(counters);
         }
@@ -235,13 +300,17 @@ struct Staged {
     used: Box<[Used]>,
     count: usize,
     descs: u16,
+    /// Where frames begin that share several chains, and how many: noted for [`Staged::publish_tracked`] alone.
+    joints: [(usize, usize); BURST],
+    joined: usize,
 }
 
 /// A state of [`Staged`] to go back to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Mark {
     count: usize,
     descs: u16,
+    joined: usize,
 }
 
 impl Staged {
@@ -255,6 +324,8 @@ impl Staged {
             used: vec![none; usize::from(size)].into(),
             count: 0,
             descs: 0,
+            joints: [(0, 0); BURST],
+            joined: 0,
         }
     }
 
@@ -283,18 +354,19 @@ impl Staged {
         Mark {
             count: self.count,
             descs: self.descs,
+            joined: self.joined,
         }
     }
 
     /// Forgets what was staged since `mark`.
     #[inline(always)]
     fn rewind(&mut self, mark: Mark) {
-        (self.count, self.descs) = (mark.count, mark.descs);
+        (self.count, self.descs, self.joined) = (mark.count, mark.descs, mark.joined);
     }
 
     /// Writes all that is staged from position `first` on, so that the driver sees all or nothing of it.
     #[inline(always)]
-    fn publish(&self, mem: &PackedMem, first: Position) {
+    fn publish(&self, mem: &PackedMem, first: Position, log: Option<&PackedLog>) {
         let staged = self.used.get(..self.count).unwrap_or_default();
         let Some((head, others)) = staged.split_first() else {
             return;
@@ -306,7 +378,64 @@ impl Staged {
             at = at.advance(used.descs, mem.size());
         }
         mark_behind(mem, first, head.descs);
-        mem.publish_used(first, *head);
+        self.publish_head(mem, first, *head, log);
+    }
+
+    /// Publishes the first chain, and with it all others, which are written already.
+    #[inline(always)]
+    fn publish_head(&self, mem: &PackedMem, first: Position, head: Used, log: Option<&PackedLog>) {
+        if let Some(log) = log {
+            log.wrote_descs(first, self.descs);
+        }
+        mem.publish_used(first, head);
+        if let Some(log) = log {
+            log.wrote_descs(first, 1);
+            log.notify();
+        }
+    }
+}
+
+impl Staged {
+    /// Notes that one frame shares the `chains` chains from number `first` on.
+    fn join(&mut self, first: usize, chains: u16) {
+        if let Some(joint) = self.joints.get_mut(self.joined) {
+            *joint = (first, usize::from(chains));
+            self.joined += 1;
+        }
+    }
+
+    /// As [`publish`](Self::publish), up to `end`, such that whoever finds the ring half published can complete it, see
+    /// [`inflight`]: frame by frame in order, each from its last chain to its first; then the first chain of all.
+    fn publish_tracked(
+        &self,
+        mem: &PackedMem,
+        first: Position,
+        end: Position,
+        track: &Track,
+        log: Option<&PackedLog>,
+    ) {
+        let (size, mut joints) = (mem.size(), self.joints.iter().take(self.joined).peekable());
+        let mut left = self.used.get(..self.count).unwrap_or_default();
+        let Some(head) = left.first() else { return };
+        track.begin(first, end, *head);
+        let mut at = 0;
+        while !left.is_empty() {
+            let shares = joints.next_if(|(from, _)| self.count - left.len() == *from);
+            let chains = shares.map_or(1, |(_, chains)| *chains);
+            let (frame, rest) = left.split_at(chains.clamp(1, left.len()));
+            let descs: u16 = frame.iter().map(|used| used.descs).sum();
+            let mut behind = at + descs;
+            for used in frame.iter().rev() {
+                behind -= used.descs;
+                if behind > 0 {
+                    mark_behind(mem, first.advance(behind, size), used.descs);
+                    mem.publish_used(first.advance(behind, size), *used);
+                }
+            }
+            (left, at) = (rest, at + descs);
+        }
+        mark_behind(mem, first, head.descs);
+        self.publish_head(mem, first, *head, log);
     }
 }
 

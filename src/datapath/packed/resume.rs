@@ -20,6 +20,9 @@
 //!   which the driver has seen nothing: publication ends with the first one. They are given back now, so each frame of
 //!   that burst is moved once: what came from the guest is lost with the process that had it, what went to the guest is
 //!   there, though the driver may be told too great a length, since the true one was never written.
+//! * Available descriptors before a used one are also what a front-end passes over that serves the ring itself while its
+//!   back-end is gone, from where it last knew the ring to stand: QEMU drops what a guest sends then. The base it names
+//!   afterwards is right, but the driver waits for what was passed over, so that is given back as well.
 //!
 //! A burst that died before its publication is moved again: frames that the dead process had already sent on come twice,
 //! at most one burst of them.
@@ -29,13 +32,17 @@
 //! if only the rest of the last used chain, recognised by NEXT flags and by its id, lies before it. (Not descriptor 0,
 //! which is what front-ends name that know nothing. Another stale base passes for that only if it happens to be just
 //! behind one available chain, which reuses the id of the chain before.) What cannot be helped
-//! is a ring with such chains whose back-end crashed: it may stall, or move the rest of one chain as a frame. And in a
-//! driver that was just adding a chain across the end of the ring while we looked, descriptor 0 may seem a lap ahead;
-//! the ring then resumes as if that chain were complete, which it is a moment later.
+//! is a ring with such chains whose back-end crashed: it may stall, or move the rest of one chain as a frame.
+//!
+//! The driver may add while we look, so descriptors that were read late may be newer than those before them, and a chain
+//! shows its first descriptor last. Where the driver stood is then a descriptor of an old lap before newer ones. So what
+//! counts as used is only what is used in its own lap; and the driver stands at descriptor 0, whatever lies in between,
+//! if that is used and the last one has the same AVAIL bit.
 
 use crate::datapath::config::RingError;
 use crate::virtio::chain::DescRing;
 use crate::virtio::desc::{Desc, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::virtio::features::{self, Features};
 use crate::virtio::packed_ring::{PackedMem, Position, Used, VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED};
 
 /// Where to go on in a ring for which the front-end said `base`. Gives back what a dead back-end was publishing.
@@ -43,8 +50,44 @@ use crate::virtio::packed_ring::{PackedMem, Position, Used, VIRTQ_DESC_F_AVAIL, 
 /// # Errors
 ///
 /// [`RingError::Base`] if `base` is no position in a ring of this size, be the ring as it may.
-pub(super) fn resume(mem: &PackedMem, index: u16, base: u32) -> Result<Position, RingError> {
-    let size = mem.size();
+pub(super) fn resume(
+    mem: &PackedMem,
+    index: u16,
+    base: u32,
+    features: Features,
+) -> Result<Position, RingError> {
+    let (avail, used) = positions(index, base, mem.size())?;
+    let Some(scan) = Scan::new(mem) else {
+        return Ok(Position::START);
+    };
+    // The two differ if the back-end before had taken more than it gave back, or if the used half was left 0.
+    if let Some(base) = [avail, used].into_iter().find(|base| scan.confirms(*base)) {
+        // Of buffers used in order a back-end may mark only some.
+        if !features.contains(features::VIRTIO_F_IN_ORDER) {
+            let chains = scan.passed_over();
+            if !chains.is_empty() {
+                let count = chains.len();
+                log::info!("vring {index}: gives back {count} buffers that the front-end passed over");
+            }
+            scan.give_back(mem, &chains);
+        }
+        return Ok(base);
+    }
+    let next = scan.next();
+    log::info!(
+        "vring {index}: base {base:#x} is not where the ring stands: going on from {:#x}",
+        next.bits()
+    );
+    scan.give_back(mem, &scan.unpublished());
+    Ok(next)
+}
+
+/// The two positions that `base` says: the next to take, and the next to give back.
+///
+/// # Errors
+///
+/// [`RingError::Base`] if either is no position in a ring of this size.
+pub(super) fn positions(index: u16, base: u32, size: u16) -> Result<(Position, Position), RingError> {
     let [used_high, used_low, avail_high, avail_low] = base.to_be_bytes();
     let position = |high, low| {
         Position::from_bits(u16::from_be_bytes([high, low]), size).ok_or(RingError::Base {
@@ -53,25 +96,8 @@ pub(super) fn resume(mem: &PackedMem, index: u16, base: u32) -> Result<Position,
             size,
         })
     };
-    let (used, avail) = (position(used_high, used_low)?, position(avail_high, avail_low)?);
-    let Some(scan) = Scan::new(mem) else {
-        return Ok(Position::START);
-    };
-    // The two differ if the back-end before had taken more than it gave back, or if the used half was left 0.
-    if let Some(base) = [avail, used].into_iter().find(|base| scan.confirms(*base)) {
-        return Ok(base);
-    }
-    let next = scan.next();
-    log::info!(
-        "vring {index}: base {base:#x} is not where the ring stands: going on from {:#x}",
-        next.bits()
-    );
-    // Backwards, so that the driver sees nothing of them before the first.
-    for (at, used) in scan.unpublished().into_iter().rev() {
-        super::mark_behind(mem, at, used.descs);
-        mem.publish_used(at, used);
-    }
-    Ok(next)
+    let used = position(used_high, used_low)?;
+    Ok((position(avail_high, avail_low)?, used))
 }
 
 /// All descriptors of a ring, fetched once, and what they tell.
@@ -88,18 +114,33 @@ impl Scan {
     /// `None` for a ring without descriptors, which there is none.
     fn new(mem: &PackedMem) -> Option<Self> {
         let mut descs: Vec<_> = (0..mem.size()).filter_map(|index| mem.desc(index)).collect();
-        let lap = descs.first()?.has(VIRTQ_DESC_F_AVAIL);
-        let driver = descs.iter().position(|desc| desc.has(VIRTQ_DESC_F_AVAIL) != lap);
+        let (first, last) = (descs.first()?, descs.last()?);
+        let lap = first.has(VIRTQ_DESC_F_AVAIL);
+        let at_first = last.has(VIRTQ_DESC_F_AVAIL) == lap && first.has(VIRTQ_DESC_F_USED) == lap;
+        let driver = match at_first {
+            true => None,
+            false => descs.iter().position(|desc| desc.has(VIRTQ_DESC_F_AVAIL) != lap),
+        };
         let start = Position {
             index: u16::try_from(driver.unwrap_or(0)).ok()?,
             wrap: if driver.is_some() { !lap } else { lap },
         };
         descs.rotate_left(usize::from(start.index));
-        let last_used = descs
-            .iter()
-            .rposition(|desc| desc.has(VIRTQ_DESC_F_AVAIL) == desc.has(VIRTQ_DESC_F_USED));
-        let passed = u16::try_from(last_used.map_or(0, |last| last + 1)).ok()?;
-        Some(Self { descs, start, passed })
+        let mut scan = Self {
+            descs,
+            start,
+            passed: 0,
+        };
+        let mut times = (0..scan.size()).rev();
+        scan.passed = times.find(|time| scan.is_used(*time)).map_or(0, |last| last + 1);
+        Some(scan)
+    }
+
+    /// Whether the descriptor was used in its own lap.
+    fn is_used(&self, time: u16) -> bool {
+        let wrap = self.at(time).wrap;
+        let desc = self.descs.get(usize::from(time));
+        desc.is_some_and(|desc| desc.has(VIRTQ_DESC_F_AVAIL) == wrap && desc.has(VIRTQ_DESC_F_USED) == wrap)
     }
 
     fn size(&self) -> u16 {
@@ -145,8 +186,8 @@ impl Scan {
         }
     }
 
-    /// The chains that a dead back-end used and did not publish, in order.
-    fn unpublished(&self) -> Vec<(Position, Used)> {
+    /// The chains that a dead back-end used and did not publish, in order, each with its time.
+    fn unpublished(&self) -> Vec<(u16, Used)> {
         let mut found = Vec::new();
         let mut time = 0;
         while time < self.passed {
@@ -155,13 +196,42 @@ impl Scan {
             match self.descs.get(from).filter(available) {
                 Some(_) => {
                     let used = self.whole(from);
-                    found.push((self.at(time), used));
+                    found.push((time, used));
                     time += used.descs;
                 }
                 None => time += 1,
             }
         }
         found
+    }
+
+    /// The chains that somebody passed over, in order: those of [`Scan::unpublished`] but what may be the rest of one
+    /// used chain, which the driver knows to be its own again and may be writing to.
+    fn passed_over(&self) -> Vec<(u16, Used)> {
+        let chains = self.unpublished();
+        let runs = chains.chunk_by(|(time, used), (next, _)| time + used.descs == *next);
+        runs.filter(|run| !matches!(run, [(time, used)] if self.may_be_rest(*time, *used)))
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    /// Whether these descriptors may be the rest of the chain before them.
+    fn may_be_rest(&self, time: u16, rest: Used) -> bool {
+        // The first descriptor of the oldest chain is overwritten first.
+        let head = time
+            .checked_sub(1)
+            .and_then(|head| self.descs.get(usize::from(head)));
+        head.is_none_or(|head| head.next == rest.id)
+    }
+
+    /// Gives chains back to the driver.
+    fn give_back(&self, mem: &PackedMem, chains: &[(u16, Used)]) {
+        // Backwards, so that the driver sees nothing of them before the first.
+        for (time, used) in chains.iter().rev() {
+            super::mark_behind(mem, self.at(*time), used.descs);
+            mem.publish_used(self.at(*time), *used);
+        }
     }
 
     /// The chain from `first` on, given back with all the length it has.

@@ -4,7 +4,8 @@ use super::{beyond, look, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::frame::{gather, take, WORK};
+use crate::datapath::dirty::extra;
+use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::miss::Halt;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
@@ -20,25 +21,29 @@ impl<const SET: usize> SplitRing<SET> {
         slots: &mut [RxSlot<'_>],
         counters: &Counters,
     ) -> Burst {
-        let (mem, next) = (&self.mem, self.next);
+        let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
         let ahead = look::<Readable>(mem, &mut cursor, next, ready.min(burst(slots.len())));
         let mut tally = Tally::default();
-        let (mut chains, mut frames, mut work) = (0_u16, 0, 0);
+        let (mut chains, mut frames, mut work, mut large) = (0_u16, 0, 0, 0);
         let mut fault = None;
         for (head, plan) in ahead.chains() {
             let Some(slot) = slots.get_mut(frames) else { break };
             let taken = match plan {
-                Plan::Direct(buffer) => Ok(take::<Bits<SET>>(buffer, slot)),
+                Plan::Direct(buffer) => Ok(take::<Bits<SET>>(buffer, slot, &self.offloads)),
                 Plan::Walk(first) => {
                     let mut chain = Chain::new(mem, head, first, Bits::<SET>::INDIRECT);
-                    gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &mut work)
+                    gather::<Bits<SET>, _>(&mut chain, &mut cursor, slot, &self.offloads, &mut work)
                 }
                 Plan::Beyond => Err(beyond(mem, head)),
             };
             match taken {
+                Ok(Taken::Large(len)) => {
+                    large = len;
+                    break;
+                }
                 Ok(taken) => frames += taken.count(slot, &mut tally),
                 Err(error) => {
                     slot.clear();
@@ -52,6 +57,9 @@ impl<const SET: usize> SplitRing<SET> {
             }
             // Length 0: the device wrote nothing into a buffer that it only reads.
             mem.write_used(next.wrapping_add(chains), head, 0);
+            if let Some(log) = log {
+                log.wrote_used(next.wrapping_add(chains));
+            }
             chains += 1;
             if work > WORK {
                 break;
@@ -65,7 +73,9 @@ impl<const SET: usize> SplitRing<SET> {
         Burst {
             slots: frames,
             frames,
+            large,
             halted: fault.is_some(),
+            ..Burst::default()
         }
     }
 }

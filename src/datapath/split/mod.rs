@@ -4,22 +4,28 @@
 //! one free-running index says both what to take next and what was used last.
 
 mod dequeue;
+mod dirty;
+mod discard;
 mod enqueue;
+mod inflight;
 
 use std::sync::Arc;
 
+use self::dirty::SplitLog;
+use self::inflight::Track;
 use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
 use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
+use super::dirty::extra;
 use super::miss::{self, Halt, Search, AHEAD};
-use super::ring::{Burst, Ring, BURST};
+use super::offload::Offloads;
+use super::ring::{Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::{Cursor, MemTable, Miss};
+use crate::memory::{cpu, Cursor, MemTable, Miss};
 use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
 use crate::virtio::desc::{Desc, VIRTQ_USED_F_NO_NOTIFY};
-use crate::virtio::features::VIRTIO_RING_F_EVENT_IDX;
 use crate::virtio::notify::driver_wants_call;
 use crate::virtio::ring::{RingAddrs, SplitMem};
 
@@ -33,7 +39,10 @@ struct SplitRing<const SET: usize> {
     hint: u16,
     vring: u16,
     call: Call,
+    track: Option<Track>,
+    log: Option<Box<SplitLog>>,
     halt: Option<Halt>,
+    offloads: Offloads,
 }
 
 /// Starts a split ring.
@@ -41,7 +50,9 @@ struct SplitRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or an avail index that the ring cannot hold; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
+    let offloads = Offloads::new(&config);
+    let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
         index,
         size,
@@ -49,29 +60,43 @@ pub(super) fn attach(config: RingConfig) -> Result<Box<dyn Ring>, RingError> {
         driver,
         device,
         base,
-        features,
+        features: _,
         mem,
         call,
+        offloads: _,
+        inflight,
+        log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
     let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
     let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
-    let next = resume(&mem, index, base)?;
-    if features.contains(VIRTIO_RING_F_EVENT_IDX) {
-        // We poll. The driver kicks when its index passes this one: once in 65536 entries.
-        mem.set_used_flags(0);
-        mem.set_avail_event(next.wrapping_sub(1));
-    } else {
-        mem.set_used_flags(VIRTQ_USED_F_NO_NOTIFY);
+    let before = mem.used_idx();
+    let (track, next) = match start {
+        Start::Resume => (
+            inflight.map(|part| Track::attach(part, &mem)),
+            resume(&mem, index, base)?,
+        ),
+        Start::Here => (inflight.map(Track::go_on), base),
+    };
+    let log = log.map(|log| Box::new(SplitLog::new(log, &mem, next)));
+    if let Some(log) = log.as_ref().filter(|_| start == Start::Resume) {
+        log.gave_back(before, next);
     }
     let parts = Parts {
         mem,
         next,
         vring: index,
         call: Call::new(call),
+        track,
+        offloads,
+        log,
     };
-    let with_set = RINGS.get(set_number(features)).unwrap_or(&RINGS[0]);
-    Ok(with_set(parts))
+    let ring = with_set(parts);
+    if start == Start::Resume {
+        // We poll.
+        ring.want_kicks(false);
+    }
+    Ok(ring)
 }
 
 /// Where to go on in a ring that another back-end may have served.
@@ -101,6 +126,9 @@ struct Parts {
     next: u16,
     vring: u16,
     call: Call,
+    track: Option<Track>,
+    offloads: Offloads,
+    log: Option<Box<SplitLog>>,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -109,6 +137,9 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         next,
         vring,
         call,
+        track,
+        offloads,
+        log,
     } = parts;
     Box::new(SplitRing::<SET> {
         mem,
@@ -116,7 +147,10 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         hint: 0,
         vring,
         call,
+        track,
+        log,
         halt: None,
+        offloads,
     })
 }
 
@@ -137,6 +171,31 @@ impl<const SET: usize> Ring for SplitRing<SET> {
         match self.ready() {
             0 => self.idle(),
             ready => self.enqueue_ready(ready, slots, counters),
+        }
+    }
+
+    fn discard(&mut self, counters: &Counters) -> Burst {
+        self.discard_ready(counters)
+    }
+
+    fn want_kicks(&self, wanted: bool) {
+        if Bits::<SET>::EVENT_IDX {
+            // The driver kicks when its index passes this one: at once, or once in 65536 entries.
+            let event = if wanted {
+                self.next
+            } else {
+                self.next.wrapping_sub(1)
+            };
+            self.mem.set_used_flags(0);
+            self.mem.set_avail_event(event);
+        } else {
+            let flags = if wanted { 0 } else { VIRTQ_USED_F_NO_NOTIFY };
+            self.mem.set_used_flags(flags);
+        }
+        // Pairs with the driver's barrier between publishing and reading this: it kicks, or we see what it published.
+        cpu::full_barrier();
+        if let Some(log) = extra::<Bits<SET>, _>(&self.log) {
+            log.wrote_wishes(Bits::<SET>::EVENT_IDX);
         }
     }
 
@@ -251,12 +310,22 @@ impl<const SET: usize> SplitRing<SET> {
     #[inline(always)]
     fn finish(&mut self, chains: u16, tally: &Tally, counters: &Counters) {
         counters.add(tally);
+        let log = extra::<Bits<SET>, _>(&self.log);
+        if let Some(log) = log {
+            log.settle();
+        }
         if chains == 0 {
-            return;
+            return log.map_or((), SplitLog::notify);
         }
         let old = self.next;
         self.next = old.wrapping_add(chains);
         self.mem.publish_used(self.next);
+        if let Some(log) = log {
+            log.published(self.next);
+        }
+        if let (true, Some(track)) = (Bits::<SET>::EXTRA, &self.track) {
+            track.published(self.next);
+        }
         if self.call.is_possible() && self.wants_call(old) {
             self.call.signal(counters);
         }

@@ -2,10 +2,14 @@
 //! not hold; what it cannot run without stands in the table, so a skip always has a reason.
 
 mod bad_input;
+mod bridged;
 mod dpdk;
 mod fault;
 mod iommu;
+mod migration;
+mod offload;
 mod soak;
+mod storm;
 mod valgrind;
 mod vm;
 pub mod world;
@@ -72,6 +76,47 @@ const CASES: &[Case] = &[
         &[Need::Guests],
         vm::port_deleted_and_added,
     ),
+    both(
+        "vm/migrate-client",
+        &[Need::Guests, Need::Capture],
+        migration::client,
+    ),
+    both(
+        "vm/migrate-server",
+        &[Need::Guests, Need::Capture],
+        migration::server,
+    ),
+    both(
+        "vm/migrate-packed-client",
+        &[Need::Guests, Need::Capture],
+        migration::packed_client,
+    ),
+    both(
+        "vm/migrate-packed-server",
+        &[Need::Guests, Need::Capture],
+        migration::packed_server,
+    ),
+    both(
+        "vm/migrate-multiqueue",
+        &[Need::Guests, Need::Capture],
+        migration::multiqueue,
+    ),
+    both(
+        "vm/migrate-announce",
+        &[Need::Guests, Need::Capture],
+        migration::announce,
+    ),
+    both("vm/migrate-rarp", &[Need::Guests, Need::Capture], migration::rarp),
+    both(
+        "vm/migrate-postcopy",
+        &[Need::Guests, Need::Capture],
+        migration::postcopy,
+    ),
+    plugin(
+        "vm/stock-and-back",
+        &[Need::Guests, Need::Hugepages],
+        migration::stock_and_back,
+    ),
     plugin(
         "vm/no-dpdk-build",
         &[Need::Guests, Need::NoDpdkTree],
@@ -112,6 +157,49 @@ const CASES: &[Case] = &[
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
     plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
+    both("offload/tso", &[Need::Guests], offload::tso),
+    plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),
+    plugin("offload/to-bare", &[Need::Guests], offload::to_bare),
+    plugin(
+        "offload/to-checksums-only",
+        &[Need::Guests],
+        offload::to_checksums_only,
+    ),
+    plugin(
+        "offload/no-dpdk-build",
+        &[Need::Guests, Need::NoDpdkTree],
+        offload::no_dpdk_build,
+    ),
+    plugin(
+        "offload/dpdk/tso",
+        &[Need::Guests, Need::Hugepages],
+        offload::tso_dpdk,
+    ),
+    plugin(
+        "offload/dpdk/to-bare",
+        &[Need::Guests, Need::Hugepages],
+        offload::to_bare_dpdk,
+    ),
+    both(
+        "bridged/ports-1500",
+        &[Need::Guests, Need::AfXdp],
+        bridged::ports_1500,
+    ),
+    both("bridged/ports-9000", &[Need::Guests], bridged::ports_9000),
+    both("bridged/ports-1500-tso", &[Need::Guests], bridged::ports_1500_tso),
+    both("bridged/ports-9000-tso", &[Need::Guests], bridged::ports_9000_tso),
+    both("bridged/tunnels-1500", &[Need::Guests], bridged::tunnels_1500),
+    both("bridged/tunnels-9000", &[Need::Guests], bridged::tunnels_9000),
+    both(
+        "bridged/tunnels-1500-tso",
+        &[Need::Guests],
+        bridged::tunnels_1500_tso,
+    ),
+    both(
+        "bridged/tunnels-9000-tso",
+        &[Need::Guests],
+        bridged::tunnels_9000_tso,
+    ),
     both(
         "dpdk/loop-client-mergeable",
         &[Need::Testpmd],
@@ -154,6 +242,7 @@ const CASES: &[Case] = &[
         &[Need::Testpmd],
         dpdk::client_packed_in_order,
     ),
+    plugin("dpdk/kill-storm", &[Need::Testpmd], storm::kill_storm),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],

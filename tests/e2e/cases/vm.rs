@@ -61,11 +61,10 @@ fn two_guests(ctx: &Ctx, kinds: [Kind; 2], guest: Guest, dpdk: bool) -> Result<(
 pub fn all_traffic(ctx: &Ctx, world: &World, ports: &[Port], vms: &[Vm], streams: u32) -> Result<()> {
     ctx.step("ping");
     ping_all(&vms[0], 2, 20)?;
-    let ends = [
-        (&vms[0], ports[0].name.as_str()),
-        (&vms[1], ports[1].name.as_str()),
-    ];
-    let account = Account::open(&world.ovs, ends[0], ends[1])?;
+    let account = Account::open([
+        world.end(&vms[0], &ports[0].name),
+        world.end(&vms[1], &ports[1].name),
+    ])?;
     ctx.step("iperf3 both ways");
     let there = tcp::iperf(&vms[0], &vms[1], 3, streams)?;
     let back = tcp::iperf(&vms[1], &vms[0], 3, streams)?;

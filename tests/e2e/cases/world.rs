@@ -9,9 +9,11 @@ use crate::hugepages::Hugepages;
 use crate::image;
 use crate::netns::NetNs;
 use crate::ovs::{self, Ovs};
+use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
-use crate::vm::{Socket, Spec, Unmap, Vm};
+use crate::tcp::End;
+use crate::vm::{Life, Socket, Spec, Unmap, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +86,10 @@ pub struct Guest {
     pub packed: bool,
     /// Behind an IOMMU.
     pub iommu: Option<Unmap>,
+    /// Further properties of its NIC, as QEMU takes them.
+    pub nic: &'static str,
+    /// Whether it can be moved.
+    pub life: Life,
 }
 
 impl Guest {
@@ -95,6 +101,8 @@ impl Guest {
             mtu: 1500,
             packed: false,
             iommu: None,
+            nic: "",
+            life: Life::Stays,
         }
     }
 }
@@ -105,6 +113,8 @@ pub struct World {
     pub ovs: Ovs,
     /// Where files of this case go.
     pub dir: PathBuf,
+    /// The switch's network namespace, with the observer in it.
+    pub ns: NetNs,
     stock: bool,
     dpdk: bool,
     root: PathBuf,
@@ -127,6 +137,7 @@ impl World {
         Ok(World {
             ovs,
             dir: dir.into(),
+            ns,
             stock,
             dpdk,
             root: settings.root.clone(),
@@ -174,9 +185,25 @@ impl World {
         Ok(())
     }
 
+    /// One end of an account of traffic: a port, and who is on it.
+    pub fn end<'a>(&'a self, party: &'a dyn Party, port: &'a str) -> End<'a> {
+        End {
+            ovs: &self.ovs,
+            port,
+            party: Some(party),
+            underlay: None,
+            leaks: false,
+        }
+    }
+
     /// Starts a guest on `port`.
     pub fn start_guest(&self, port: &Port, guest: Guest) -> Result<Vm> {
-        let spec = Spec {
+        self.start_spec(self.spec(port, guest))
+    }
+
+    /// How a guest on `port` is made.
+    pub fn spec(&self, port: &Port, guest: Guest) -> Spec {
+        Spec {
             name: format!("guest{}", guest.id),
             id: guest.id,
             path: port.socket.clone(),
@@ -189,8 +216,9 @@ impl World {
             mtu: guest.mtu,
             packed: guest.packed,
             iommu: guest.iommu,
-        };
-        self.start_spec(spec)
+            nic: guest.nic,
+            life: guest.life,
+        }
     }
 
     /// Starts a guest as an earlier one was made.
@@ -257,7 +285,7 @@ impl World {
 }
 
 /// The loader tells that it has loaded the plugin; without DPDK nobody else provides the two types.
-const PLUGIN_LOADED: &str = "loaded netdev plugin";
+pub const PLUGIN_LOADED: &str = "loaded netdev plugin";
 /// With DPDK the stock provider tells that it leaves the two types to the plugin.
 const STOCK_STEPS_BACK: &str = "dpdkvhostuserclient ports are provided by a plugin";
 
@@ -267,6 +295,8 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         tree: settings.ovs_tree.clone(),
         plugin: settings.plugin.clone(),
         dpdk,
+        tso: false,
+        other_config: Vec::new(),
         valgrind: false,
         obey_permissions: false,
     }

@@ -356,6 +356,7 @@ fn retries_follow_progress_only() {
     assert_eq!(
         rig.queue.enqueue(&slots, 8),
         Sent {
+            invalid: 0,
             packets: 1,
             retries: 1,
             contended: false
@@ -366,6 +367,7 @@ fn retries_follow_progress_only() {
     assert_eq!(
         rig.queue.enqueue(&slots, 0),
         Sent {
+            invalid: 0,
             packets: 1,
             retries: 0,
             contended: false

@@ -1,0 +1,592 @@
+//! The dirty log against the memory itself: guest memory before and after each burst, byte for byte. Every page that
+//! changed has its bit, and every bit's page changed. What the device may write is prepared so that each of its writes
+//! changes something: buffers hold odd bytes where frames are even, device areas what no device writes.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::RingLog;
+use crate::datapath::testing::*;
+use crate::datapath::{Direction, Queue, RingConfig, TxSlot};
+use crate::memory::{DirtyLog, GuestAddr, WriteLog, LOG_PAGE};
+use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
+use crate::virtio::features::*;
+
+/// Where the ring, the indirect tables and the buffers are: two regions, far apart, the second mapped anywhere.
+const RING: u64 = 0x10_0000;
+const RING_BYTES: u64 = 0x8000;
+const BUFFERS: u64 = 0x800_0000;
+/// Bytes of guest memory that the buffers of one chain may use.
+const STRIDE: u64 = 0x1d00;
+const ENTRIES: u16 = 64;
+const TABLES: u64 = BUFFERS + STRIDE * ENTRIES as u64;
+const REGIONS: [(GuestAddr, u64); 2] = [
+    (GuestAddr(RING), RING_BYTES),
+    (GuestAddr(BUFFERS), STRIDE * ENTRIES as u64 + 0x2000),
+];
+/// A bit for each page up to the last table, in whole words.
+const LOG_BYTES: u64 = ((TABLES + 0x2000) / LOG_PAGE / 8 + 1).next_multiple_of(8);
+
+/// Numbers without pattern, the same on every run (xorshift64*).
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % limit
+    }
+
+    fn within(&mut self, range: Range<u64>) -> u64 {
+        range.start + self.below(range.end - range.start)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What the device may write that is not a buffer, per layout.
+trait DeviceArea: Virtqueue {
+    /// Its bytes.
+    fn bytes(size: u16) -> u64;
+    /// The guest addresses of what bursts write of the ring.
+    fn written(&self) -> Range<u64>;
+    /// What a burst writes of it, where the driver has taken back all that is used.
+    fn burst_writes(size: u16) -> Range<u64>;
+    /// What starting a ring writes of it.
+    fn start_writes(size: u16, features: Features) -> [Range<u64>; 2];
+}
+
+impl DeviceArea for Driver {
+    fn bytes(size: u16) -> u64 {
+        6 + 8 * u64::from(size)
+    }
+    fn written(&self) -> Range<u64> {
+        let used = self.config(0).device.0 - FRONTEND_OFFSET;
+        used..used + Self::bytes(ENTRIES)
+    }
+    fn burst_writes(size: u16) -> Range<u64> {
+        4..4 + 8 * u64::from(size)
+    }
+    fn start_writes(size: u16, features: Features) -> [Range<u64>; 2] {
+        let end = Self::bytes(size);
+        match features.contains(VIRTIO_RING_F_EVENT_IDX) {
+            true => [0..2, end - 2..end],
+            false => [0..2, 0..0],
+        }
+    }
+}
+
+impl DeviceArea for PackedDriver {
+    fn bytes(_: u16) -> u64 {
+        4
+    }
+    fn written(&self) -> Range<u64> {
+        let descs = self.config(0).desc.0 - FRONTEND_OFFSET;
+        descs..descs + 16 * u64::from(ENTRIES)
+    }
+    fn burst_writes(_: u16) -> Range<u64> {
+        0..0
+    }
+    fn start_writes(_: u16, _: Features) -> [Range<u64>; 2] {
+        [0..4, 0..0]
+    }
+}
+
+/// A guest that moves.
+struct World<D> {
+    noise: Noise,
+    direction: Direction,
+    features: Features,
+    memory: Arc<GuestMemory>,
+    driver: D,
+    queue: Queue,
+    config: RingConfig,
+    bits: GuestMemory,
+    log: RingLog,
+    logging: bool,
+    /// The buffers of each chain that the device has, by its id.
+    held: Vec<Vec<Buffer>>,
+    /// Bits seen.
+    marked: usize,
+}
+
+impl<D: DeviceArea> World<D> {
+    fn new(direction: Direction, features: Features, seed: u64) -> Self {
+        let mut noise = Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let memory = Arc::new(GuestMemory::with_regions(&REGIONS));
+        // Anywhere in its region where what the device writes falls across two pages.
+        let driver = loop {
+            let at = GuestAddr(RING + 16 * noise.below((RING_BYTES - D::ring_bytes(ENTRIES)) / 16));
+            let driver = D::new(memory.clone(), at, ENTRIES, features);
+            let Range { start, end } = driver.written();
+            if start / LOG_PAGE < (end - 1) / LOG_PAGE {
+                break driver;
+            }
+        };
+        let queue = Queue::new(direction, Arc::new(|_| {}));
+        queue.set_enabled(true);
+        let config = driver.config(7);
+        let bits = GuestMemory::new(LOG_BYTES);
+        let log = Arc::new(DirtyLog::map(LOG_BYTES, 0, bits.file()).unwrap());
+        let device = GuestAddr(config.device.0 - FRONTEND_OFFSET);
+        let packed = features.contains(VIRTIO_F_RING_PACKED);
+        let log = RingLog {
+            writes: Arc::new(WriteLog::new(log, &memory.table())),
+            used: (!packed && noise.one_in(2)).then_some(device),
+            notify: None,
+        };
+        queue.start(config.clone()).unwrap();
+        Self {
+            noise,
+            direction,
+            features,
+            memory,
+            driver,
+            queue,
+            config,
+            bits,
+            log,
+            logging: false,
+            held: vec![Vec::new(); usize::from(ENTRIES)],
+            marked: 0,
+        }
+    }
+
+    fn device(&self) -> GuestAddr {
+        GuestAddr(self.config.device.0 - FRONTEND_OFFSET)
+    }
+
+    /// Fills what the device may write with what it does not write.
+    fn scribble(&self, range: Range<u64>) {
+        let ones = vec![0xff; usize::try_from(range.end - range.start).unwrap()];
+        self.memory.write(at(self.device(), range.start), &ones);
+    }
+
+    fn config(&self) -> RingConfig {
+        RingConfig {
+            log: self.logging.then(|| self.log.clone()),
+            ..self.config.clone()
+        }
+    }
+
+    /// All guest memory, region by region.
+    fn bytes(&self) -> [Vec<u8>; 2] {
+        REGIONS.map(|(guest, size)| {
+            let mut bytes = vec![0; usize::try_from(size).unwrap()];
+            self.memory.read(guest, &mut bytes);
+            bytes
+        })
+    }
+
+    /// The log's bits, taken out of it.
+    fn take_bits(&self) -> BTreeSet<u64> {
+        let mut bytes = vec![0; usize::try_from(LOG_BYTES).unwrap()];
+        self.bits.read(GuestAddr(0x1000), &mut bytes);
+        self.bits.write(GuestAddr(0x1000), &vec![0; bytes.len()]);
+        let marked = (0_u64..).zip(bytes).filter(|(_, byte)| *byte != 0);
+        let pages = marked.flat_map(|(at, byte)| (0..8).map(move |bit| (8 * at + bit, byte >> bit & 1 == 1)));
+        pages.filter(|(_, set)| *set).map(|(page, _)| page).collect()
+    }
+
+    /// Lets the device do something, and holds the log against what changed.
+    fn watch<R>(&mut self, what: &str, act: impl FnOnce(&mut Self) -> R) -> R {
+        let before = self.bytes();
+        let result = act(self);
+        let changed = changed_pages(&before, &self.bytes());
+        let bits = self.take_bits();
+        let expected = if self.logging { changed } else { BTreeSet::new() };
+        let missing: Vec<_> = expected.difference(&bits).collect();
+        let extra: Vec<_> = bits.difference(&expected).collect();
+        let ring = self.config.device.0 - FRONTEND_OFFSET;
+        assert!(
+            missing.is_empty() && extra.is_empty(),
+            "{what}: written and not logged {missing:x?}, logged and not written {extra:x?}; device area at {ring:#x}, \
+             features {}",
+            self.features
+        );
+        self.marked += bits.len();
+        result
+    }
+
+    /// Buffers of a chain, cut at random out of the memory that belongs to `id`.
+    fn buffers(&mut self, id: u16, count: u64) -> Vec<Buffer> {
+        let mut offset = u64::from(id) * STRIDE + self.noise.below(0x200);
+        // Where a frame may have one chain only, most should have room for it.
+        let merges = self.features.contains(VIRTIO_NET_F_MRG_RXBUF);
+        let shortest = if merges { 20 } else { 500 };
+        (0..count)
+            .map(|_| {
+                let len = match self.noise.below(8) {
+                    0 => self.noise.within(1..20),
+                    1 => 0,
+                    _ => self.noise.within(shortest..1500),
+                };
+                let addr = at(GuestAddr(BUFFERS), offset);
+                offset += len + self.noise.below(200);
+                let len = u32::try_from(len).unwrap();
+                Buffer {
+                    addr,
+                    len,
+                    write: self.direction == Direction::Enqueue,
+                }
+            })
+            .collect()
+    }
+
+    /// Makes some chains available.
+    fn supply(&mut self) {
+        for _ in 0..self.noise.below(24) {
+            let Some(id) = self.driver.next_id() else { break };
+            let count = self.noise.within(1..5);
+            let buffers = self.buffers(id, count);
+            let indirect = self.features.contains(VIRTIO_RING_F_INDIRECT_DESC) && self.noise.one_in(2);
+            let table = at(GuestAddr(TABLES), 0x80 * u64::from(id));
+            let added = match indirect {
+                true => self.driver.add_indirect(table, &buffers),
+                false => self.driver.add(&buffers),
+            };
+            if added.is_none() {
+                break;
+            }
+            self.held[usize::from(id)] = buffers;
+        }
+        self.driver.publish();
+    }
+
+    /// Prepares all that a burst may write, also what one before wrote and did not use.
+    fn prepare(&self) {
+        for buffer in self.held.iter().flatten() {
+            if self.direction == Direction::Enqueue {
+                self.memory.write(buffer.addr, &vec![0xa5; buffer.len as usize]);
+            }
+        }
+        self.scribble(D::burst_writes(ENTRIES));
+    }
+
+    /// Takes back what is used.
+    fn reap(&mut self) {
+        while let Some(used) = self.driver.reap() {
+            self.held[usize::try_from(used.id).unwrap()].clear();
+        }
+    }
+
+    /// One burst in the queue's direction.
+    fn burst(&mut self) {
+        match self.direction {
+            Direction::Dequeue => {
+                self.queue.dequeue(&mut Pool::new(32, 2048).slots());
+            }
+            Direction::Enqueue => {
+                let count = self.noise.within(1..33);
+                let frames: Vec<_> = (0..count)
+                    .map(|seed| {
+                        let limit = if self.noise.one_in(8) { 9000 } else { 1514 };
+                        let len = usize::try_from(self.noise.within(1..limit)).unwrap();
+                        frame(len, u8::try_from(seed).unwrap())
+                    })
+                    .collect();
+                let slots: Vec<_> = frames.iter().map(|frame| TxSlot::new(frame)).collect();
+                self.queue.enqueue(&slots, 0);
+            }
+        }
+    }
+
+    /// Switches logging on or off where the ring stands, or stops the ring and starts it again.
+    fn disturb(&mut self) {
+        // More often on than off.
+        let switches = if self.logging { 1 } else { 4 };
+        match self.noise.below(8) {
+            n if n < switches => {
+                self.watch("switch", |world| {
+                    // What is logged by the old ring is expected by whether it did.
+                    let logging = !world.logging;
+                    world.queue.restart(RingConfig {
+                        log: logging.then(|| world.log.clone()),
+                        ..world.config.clone()
+                    })
+                })
+                .unwrap();
+                self.logging = !self.logging;
+            }
+            7 => {
+                for range in D::start_writes(ENTRIES, self.features) {
+                    self.scribble(range);
+                }
+                self.watch("start", |world| {
+                    let base = world.queue.stop().unwrap();
+                    world.queue.start(RingConfig {
+                        base,
+                        ..world.config()
+                    })
+                })
+                .unwrap();
+            }
+            _ => {}
+        }
+    }
+
+    fn live(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.disturb();
+            self.supply();
+            self.prepare();
+            self.watch("burst", Self::burst);
+            self.reap();
+            assert_eq!(self.queue.fault(), None);
+        }
+    }
+
+    /// A driver that breaks its ring in the middle of a burst: what was written before is logged all the same.
+    fn die(&mut self) {
+        self.supply();
+        let Some(id) = self.driver.next_id() else { return };
+        let mut buffers = self.buffers(id, 2);
+        let Some(last) = buffers.last_mut() else { return };
+        (last.addr, last.len) = (GuestAddr(0x7777_0000), 1500);
+        if self.driver.add(&buffers).is_none() {
+            return;
+        }
+        self.driver.publish();
+        self.held[usize::from(id)] = buffers[..1].to_vec();
+        while self.queue.fault().is_none() && self.queue.backlog() > 0 {
+            let taken = self.queue.snapshot();
+            self.prepare();
+            self.watch("last burst", Self::burst);
+            self.reap();
+            if self.queue.snapshot() == taken && self.queue.fault().is_none() {
+                break; // no room for a frame in what is left
+            }
+        }
+    }
+}
+
+/// The pages in which the memory differs.
+fn changed_pages(before: &[Vec<u8>; 2], after: &[Vec<u8>; 2]) -> BTreeSet<u64> {
+    let mut changed = BTreeSet::new();
+    for (((guest, _), before), after) in REGIONS.iter().zip(before).zip(after) {
+        let pages = before.chunks(4096).zip(after.chunks(4096));
+        let differ = (guest.0 / LOG_PAGE..).zip(pages).filter(|(_, (a, b))| a != b);
+        changed.extend(differ.map(|(page, _)| page));
+    }
+    changed
+}
+
+/// Every combination of what changes how guest memory is written.
+fn combinations() -> impl Iterator<Item = (Direction, Features)> {
+    let bits = [
+        VIRTIO_NET_F_MRG_RXBUF,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_F_IN_ORDER,
+        VIRTIO_F_VERSION_1,
+    ];
+    (0..32).flat_map(move |set| {
+        let chosen = (0..).zip(bits).filter(|(at, _)| set >> at & 1 == 1);
+        let features = chosen.fold(Features::NONE, |all, (_, bit)| all | bit);
+        [Direction::Dequeue, Direction::Enqueue].map(|direction| (direction, features))
+    })
+}
+
+fn whole_lives<D: DeviceArea>(layout: Features) {
+    for (direction, features) in combinations() {
+        let mut marked = 0;
+        for seed in 1..3 {
+            let mut world = World::<D>::new(direction, features | layout, seed);
+            world.live(30);
+            world.die();
+            marked += world.marked;
+        }
+        assert!(marked > 20, "{direction:?} {features}: only {marked} pages");
+    }
+}
+
+#[test]
+fn a_split_ring_logs_every_page_it_writes_and_no_other() {
+    whole_lives::<Driver>(Features::NONE);
+}
+
+#[test]
+fn a_packed_ring_logs_every_page_it_writes_and_no_other() {
+    whole_lives::<PackedDriver>(VIRTIO_F_RING_PACKED);
+}
+
+/// A guest as its front-end copies it: bits are taken out of the log a word at a time, then their pages are copied.
+struct Destination<'w> {
+    memory: &'w GuestMemory,
+    bits: &'w GuestMemory,
+    bytes: [Vec<u8>; 2],
+}
+
+impl<'w> Destination<'w> {
+    /// All of it, after logging began.
+    fn new(memory: &'w GuestMemory, bits: &'w GuestMemory) -> Self {
+        let bytes = REGIONS.map(|(_, size)| vec![0; usize::try_from(size).unwrap()]);
+        let mut destination = Self { memory, bits, bytes };
+        for (guest, size) in REGIONS {
+            (guest.0 / LOG_PAGE..(guest.0 + size) / LOG_PAGE).for_each(|page| destination.copy(page));
+        }
+        destination
+    }
+
+    /// Copies a page.
+    fn copy(&mut self, page: u64) {
+        for ((guest, _), bytes) in REGIONS.iter().zip(&mut self.bytes) {
+            let Some(offset) = (page * LOG_PAGE).checked_sub(guest.0) else {
+                continue;
+            };
+            let offset = usize::try_from(offset).unwrap();
+            if let Some(bytes) = bytes.get_mut(offset..offset + 4096) {
+                self.memory.read(GuestAddr(page * LOG_PAGE), bytes);
+            }
+        }
+    }
+
+    /// Copies the pages that were logged since the last time, and says how many.
+    fn sync(&mut self) -> usize {
+        let table = self.bits.table();
+        let mut cursor = table.cursor(0).unwrap();
+        let mut copied = 0;
+        for word in 0..LOG_BYTES / 8 {
+            let slice = cursor.prefix(GuestAddr(0x1000 + 8 * word), 8).unwrap();
+            // SAFETY: eight bytes of a mapping that lives as long as `table`, aligned since it begins with a page.
+            let bits = unsafe { AtomicU64::from_ptr(slice.as_ptr().cast()) };
+            if bits.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let taken = bits.swap(0, Ordering::SeqCst);
+            for bit in (0..64).filter(|bit| taken >> bit & 1 == 1) {
+                self.copy(64 * word + bit);
+                copied += 1;
+            }
+        }
+        copied
+    }
+
+    /// Whether `len` bytes at `addr` arrived.
+    fn has(&self, addr: GuestAddr, len: u64) -> bool {
+        let mut now = vec![0; usize::try_from(len).unwrap()];
+        self.memory.read(addr, &mut now);
+        let arrived = REGIONS.iter().zip(&self.bytes).find_map(|((guest, _), bytes)| {
+            let offset = usize::try_from(addr.0.checked_sub(guest.0)?).ok()?;
+            bytes.get(offset..offset + now.len())
+        });
+        arrived == Some(&now[..])
+    }
+}
+
+/// Keeps a receive queue busy until told to stop: the driver and the poll thread in one.
+fn traffic<D: Virtqueue>(driver: &mut D, queue: &Queue, stop: &AtomicBool) -> usize {
+    let mut frames = 0;
+    let mut seed = 0_u8;
+    while !stop.load(Ordering::Relaxed) {
+        while let Some(id) = driver.next_id() {
+            let addr = at(GuestAddr(BUFFERS), STRIDE * u64::from(id));
+            driver.add(&[write(addr, 1600)]).unwrap();
+        }
+        driver.publish();
+        let burst: Vec<_> = (0..8)
+            .map(|_| {
+                seed = seed.wrapping_add(1);
+                vec![seed; 1500]
+            })
+            .collect();
+        let slots: Vec<_> = burst.iter().map(|frame| TxSlot::new(frame)).collect();
+        frames += queue.enqueue(&slots, 0).packets;
+        while driver.reap().is_some() {}
+    }
+    frames
+}
+
+/// Stops the traffic however a test ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn arrives_whole<D: DeviceArea + Send>(layout: Features) {
+    let world = World::<D>::new(Direction::Enqueue, V1 | layout, 1);
+    let (memory, bits, device) = (world.memory.clone(), &world.bits, world.device());
+    let (queue, config, log, mut driver) = (&world.queue, &world.config, &world.log, world.driver);
+    let switch = |log: Option<RingLog>| {
+        queue
+            .restart(RingConfig {
+                log,
+                ..config.clone()
+            })
+            .unwrap()
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let poller = scope.spawn(|| traffic(&mut driver, queue, &stop));
+        let stopper = Stop(&stop);
+        for round in 0..40 {
+            switch(Some(log.clone()));
+            let mut destination = Destination::new(&memory, bits);
+            let (mut copied, deadline) = (0, Instant::now() + Duration::from_secs(20));
+            while copied < 500 {
+                copied += destination.sync();
+                assert!(Instant::now() < deadline, "only {copied} pages");
+            }
+            queue.set_enabled(false);
+            destination.sync();
+            assert!(
+                destination.has(GuestAddr(BUFFERS), STRIDE * u64::from(ENTRIES)),
+                "round {round}"
+            );
+            assert!(destination.has(device, D::bytes(ENTRIES)), "round {round}");
+            switch(None);
+            queue.set_enabled(true);
+            std::thread::yield_now();
+            assert_eq!(destination.sync(), 0, "logged while it was off");
+        }
+        drop(stopper);
+        assert!(poller.join().unwrap() > 1000);
+    });
+}
+
+#[test]
+fn a_guest_that_is_copied_under_traffic_arrives_whole() {
+    arrives_whole::<Driver>(Features::NONE);
+}
+
+#[test]
+fn a_guest_with_packed_rings_that_is_copied_under_traffic_arrives_whole() {
+    arrives_whole::<PackedDriver>(VIRTIO_F_RING_PACKED);
+}
+
+#[test]
+fn the_front_end_is_told_of_new_pages_once_per_burst() {
+    let mut world = World::<Driver>::new(Direction::Enqueue, V1, 1);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    for end in [&ours, &theirs] {
+        end.set_nonblocking(true).unwrap();
+    }
+    world.log.notify = Some(Arc::new(theirs.into()));
+    world.logging = true;
+    world.queue.restart(world.config()).unwrap();
+    for id in 0..8 {
+        let addr = at(GuestAddr(BUFFERS), STRIDE * id);
+        world.driver.add(&[write(addr, 1600)]).unwrap();
+    }
+    world.driver.publish();
+    let sent = frame(1500, 2);
+    let slots: Vec<_> = (0..4).map(|_| TxSlot::new(&sent)).collect();
+    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (4, 1));
+    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (4, 1));
+    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (0, 0));
+    // Pages that are marked already are no news.
+    while world.driver.reap().is_some() {}
+    let addr = GuestAddr(BUFFERS);
+    world.driver.add(&[write(addr, 1600)]).unwrap();
+    world.driver.publish();
+    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (1, 0));
+}

@@ -1,0 +1,178 @@
+//! `e2e pvp`: what a packet costs the poll thread, with the plugin and with the stock ports, side by side.
+//!
+//! A real switch with one poll thread and two dpdkvhostuserclient ports, testpmd bouncing packets between them from the
+//! other core: every packet crosses the poll thread twice a round, once out of a guest's ring and once into another.
+//! The same patched vswitchd runs once without the plugin and once with it, in turn, so that what the machine does
+//! meanwhile hits both alike; the ratio of the medians is what counts, the figures themselves are this machine's.
+
+mod report;
+mod sample;
+
+use std::process::ExitCode;
+
+use anyhow::{ensure, Context, Result};
+
+use crate::settings::{Need, Settings};
+use crate::testpmd::Rings;
+use crate::{turn, wait};
+use report::Report;
+use sample::{Sample, Shape};
+
+const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--json FILE] [RINGS...]";
+
+const PLAIN: Rings = Rings {
+    mergeable: false,
+    packed: false,
+    in_order: false,
+};
+
+/// What is measured: rings by name, with the sizes of the packets.
+const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "split-mergeable",
+        rings: Rings {
+            mergeable: true,
+            ..PLAIN
+        },
+        sizes: &[64, 256, 512, 1518],
+    },
+    Shape {
+        name: "split",
+        rings: PLAIN,
+        sizes: &[64, 256, 512, 1518],
+    },
+    Shape {
+        name: "in-order",
+        rings: Rings {
+            in_order: true,
+            ..PLAIN
+        },
+        sizes: &[64, 512],
+    },
+    Shape {
+        name: "packed",
+        rings: Rings {
+            packed: true,
+            mergeable: true,
+            ..PLAIN
+        },
+        sizes: &[64, 256, 512, 1518],
+    },
+];
+
+/// Which ports serve.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Stock,
+    Plugin,
+}
+
+/// What the caller asks for.
+struct Plan {
+    pairs: usize,
+    seconds: u64,
+    json: Option<String>,
+    /// Parts of the names of shapes.
+    filters: Vec<String>,
+}
+
+impl Plan {
+    fn parse(arguments: &[String]) -> Option<Self> {
+        let mut plan = Plan {
+            pairs: 5,
+            seconds: 3,
+            json: None,
+            filters: Vec::new(),
+        };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--pairs" => plan.pairs = arguments.next()?.parse().ok()?,
+                "--seconds" => plan.seconds = arguments.next()?.parse().ok()?,
+                "--json" => plan.json = Some(arguments.next()?.clone()),
+                option if option.starts_with('-') => return None,
+                filter => plan.filters.push(filter.into()),
+            }
+        }
+        (plan.pairs > 0 && plan.seconds > 0).then_some(plan)
+    }
+
+    fn wants(&self, shape: &Shape) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| shape.name == filter)
+    }
+}
+
+/// Measures and prints; fails only if packets did not move.
+pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
+    let Some(plan) = Plan::parse(arguments) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(settings, &plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &Settings, plan: &Plan) -> Result<()> {
+    for need in [Need::Switch, Need::Testpmd] {
+        if let Some(reason) = need.missing(settings) {
+            anyhow::bail!("cannot measure: {reason}");
+        }
+    }
+    ensure!(
+        !settings.stock(),
+        "E2E_PLUGIN=none: nothing to compare the stock ports with"
+    );
+    let _turn = turn::take(|text| eprintln!("{text}"))?;
+    let mut report = Report::default();
+    let shapes: Vec<&Shape> = SHAPES.iter().filter(|shape| plan.wants(shape)).collect();
+    ensure!(
+        !shapes.is_empty(),
+        "no such rings; there are {:?}",
+        SHAPES.map(|shape| shape.name)
+    );
+    for shape in shapes {
+        for pair in 1..=plan.pairs {
+            for side in [Side::Stock, Side::Plugin] {
+                ensure!(!wait::interrupted(), "interrupted");
+                eprintln!("{}: pair {pair} of {}, {}", shape.name, plan.pairs, side.name());
+                let samples = measure(settings, shape, side, plan.seconds)
+                    .with_context(|| format!("{} with {} ports", shape.name, side.name()))?;
+                for (size, sample) in shape.sizes.iter().zip(samples) {
+                    report.add(shape.name, *size, side, sample);
+                }
+            }
+        }
+        print!("{}", report.table(shape.name));
+    }
+    if let Some(file) = &plan.json {
+        let path = settings.root.join(file);
+        std::fs::create_dir_all(path.parent().context("a file name")?)?;
+        std::fs::write(&path, report.json(plan.seconds))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+fn measure(settings: &Settings, shape: &Shape, side: Side, seconds: u64) -> Result<Vec<Sample>> {
+    let mut settings = settings.clone();
+    if side == Side::Stock {
+        settings.plugin = None;
+    }
+    let dir = tempfile::Builder::new().prefix("ovs-pvp-").tempdir()?;
+    sample::run(&settings, dir.path(), shape, seconds)
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::Stock => "stock",
+            Side::Plugin => "plugin",
+        }
+    }
+}

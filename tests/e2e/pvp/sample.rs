@@ -1,0 +1,124 @@
+//! One measurement: a switch, two ports, a packet loop, and the poll thread's own account of its cycles.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+
+use crate::cases::world::{Kind, Port, World, PATIENCE};
+use crate::settings::Settings;
+use crate::testpmd::{Device, Rings, Testpmd};
+use crate::wait;
+
+/// Rings to measure, and the packets to send through them.
+pub struct Shape {
+    pub name: &'static str,
+    pub rings: Rings,
+    /// Bytes, with the checksum that Ethernet has on a wire, as sizes are always given; it is not sent here.
+    pub sizes: &'static [u32],
+}
+
+/// Bytes of the Ethernet frame check sequence.
+const FCS: u32 = 4;
+/// How long packets go round before anything is measured: caches, pools and the flow cache are warm then.
+const WARM_UP: Duration = Duration::from_millis(1500);
+
+/// What the poll thread said.
+#[derive(Clone, Copy)]
+pub struct Sample {
+    /// Cycles per packet in iterations that moved packets.
+    pub cycles: f64,
+    /// Million packets per second that it received.
+    pub mpps: f64,
+}
+
+/// Measures each of the shape's sizes for `seconds`.
+pub fn run(settings: &Settings, dir: &Path, shape: &Shape, seconds: u64) -> Result<Vec<Sample>> {
+    let world = World::new(settings, dir, true)?;
+    // testpmd forwards on core 1.
+    world
+        .ovs
+        .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
+    let ports = [
+        world.add_port(Kind::Client, "vhost1")?,
+        world.add_port(Kind::Client, "vhost2")?,
+    ];
+    world.ovs.ofctl("del-flows br0")?;
+    for (from, to) in [("vhost1", "vhost2"), ("vhost2", "vhost1")] {
+        world
+            .ovs
+            .ofctl(&format!("add-flow br0 in_port={from},actions=output:{to}"))?;
+    }
+    let device = |port: &Port| Device {
+        path: port.socket.clone(),
+        listens: true,
+        rings: shape.rings,
+    };
+    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), dir)?;
+    for port in &ports {
+        world.ovs.wait_link(&port.name, true, PATIENCE)?;
+        world.check_rings(port, shape.rings.packed, shape.rings.in_order)?;
+    }
+    shape
+        .sizes
+        .iter()
+        .map(|size| {
+            let sample = measure(&world, &mut testpmd, size - FCS, seconds);
+            sample.with_context(|| format!("{size} bytes"))
+        })
+        .collect()
+}
+
+/// Sends packets of `frame` bytes round for `seconds`, then lets them leave the rings.
+fn measure(world: &World, testpmd: &mut Testpmd, frame: u32, seconds: u64) -> Result<Sample> {
+    testpmd.command(&format!("set txpkts {frame}"), "testpmd> ")?;
+    testpmd.command("set fwd io", "Set io packet forwarding mode")?;
+    // Four bursts each way: the poll thread always finds some, and no ring ever overflows.
+    testpmd.command("start tx_first 4", "packet forwarding")?;
+    std::thread::sleep(WARM_UP);
+    world.ovs.appctl("dpif-netdev/pmd-stats-clear")?;
+    let start = Instant::now();
+    std::thread::sleep(Duration::from_secs(seconds));
+    let stats = world.ovs.appctl("dpif-netdev/pmd-stats-show")?;
+    let elapsed = start.elapsed();
+    testpmd.command("stop", "Done.")?;
+    drain(world, testpmd)?;
+    let packets = value(&stats, "packets received:")?;
+    ensure!(packets > 1000.0, "only {packets} packets went round");
+    Ok(Sample {
+        cycles: value(&stats, "avg processing cycles per packet:")?,
+        mpps: packets / elapsed.as_secs_f64() / 1e6,
+    })
+}
+
+/// Receives what is still in the rings and sends nothing.
+fn drain(world: &World, testpmd: &mut Testpmd) -> Result<()> {
+    testpmd.command("set fwd rxonly", "Set rxonly packet forwarding mode")?;
+    testpmd.command("start", "packet forwarding")?;
+    let mut before = None;
+    wait::until_true("the rings to be empty", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = world.ovs.ofctl("dump-flows br0")?;
+        let still = before.as_deref().is_some_and(|old| packets(old) == packets(&now));
+        before = Some(now);
+        Ok(still)
+    })?;
+    testpmd.command("stop", "Done.").map(drop)
+}
+
+/// The packet counts in a listing of flows.
+fn packets(flows: &str) -> Vec<&str> {
+    let count = |line| -> Option<&str> { str::split_once(line, "n_packets=")?.1.split(',').next() };
+    flows.lines().filter_map(count).collect()
+}
+
+/// The number behind `name` of the poll thread that moved packets; main has such lines too, after it or before it.
+fn value(stats: &str, name: &str) -> Result<f64> {
+    let thread = stats
+        .split("pmd thread ")
+        .nth(1)
+        .context("no poll thread in pmd-stats-show")?;
+    let (_, rest) = thread.split_once(name).with_context(|| format!("no {name}"))?;
+    let number = rest.split_whitespace().next().context("no number")?;
+    number.parse().with_context(|| format!("{name} {number}"))
+}

@@ -1,0 +1,506 @@
+//! Post-copy through a whole port: rust-vmm's `Frontend` on one side, poll threads of the test's own on the other, and
+//! memory whose pages arrive when the test says so.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ovs_vhost::datapath::{RxSlot, TxSlot};
+use ovs_vhost::memory::{GuestAddr, RegionDesc};
+use ovs_vhost::model::{Buffer, Driver, GuestMemory, PageServer, Virtqueue};
+use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::virtio::features::Features;
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
+/// VERSION_1 and the protocol features' bit: a virtio-net header of 12 bytes.
+const FEATURES: u64 = 1 << 32 | 1 << 30;
+const HEADER: usize = 12;
+const RING_SIZE: u16 = 64;
+/// Rings have a page each, apart from other things: descriptors, avail and used ring fit.
+const RINGS: [GuestAddr; 2] = [GuestAddr(0x10_000), GuestAddr(0x20_000)];
+const BUFFERS: GuestAddr = GuestAddr(0x40_000);
+
+/// Waits for `claim`; says which one did not come true.
+fn eventually<T>(what: &str, mut claim: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = claim() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Netdev;
+
+impl Host for Netdev {
+    fn changed(&self) {}
+    fn request_reconfigure(&self) {}
+    fn unlink_at_exit(&self, _: &Path) {}
+    fn keep_at_exit(&self, _: &Path) {}
+}
+
+/// All ports of these tests have one control thread, so each test would notice another's blocking it.
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    let switches = Switches {
+        postcopy: true,
+        ..Switches::default()
+    };
+    ENVIRONMENT.get_or_init(|| {
+        Environment::new(&std::env::temp_dir(), None, switches, || ()).expect("a control thread")
+    })
+}
+
+/// A client port and the socket it connects to.
+struct World {
+    port: Arc<Port>,
+    listener: UnixListener,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new(name: &str) -> World {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let port = Port::new(name, Mode::Client, environment(), Box::new(Netdev)).expect("a port");
+        port.set_config(&[("vhost-server-path", path.to_str().expect("UTF-8"))]);
+        World {
+            port,
+            listener,
+            _directory: directory,
+        }
+    }
+
+    fn accept(&self) -> Frontend {
+        let (stream, _) = self.listener.accept().expect("the port connects");
+        negotiated(stream)
+    }
+
+    fn connected(&self) -> bool {
+        let mut found = false;
+        self.port
+            .status(&mut |key, value| found |= (key, value) == ("status", "connected"));
+        found
+    }
+
+    /// One burst out of the guest.
+    fn receive(&self) -> Vec<Vec<u8>> {
+        let mut memory = vec![[0; 2048]; 4];
+        let mut slots: Vec<RxSlot<'_>> = memory.iter_mut().map(|m| RxSlot::new(m)).collect();
+        let queue = self.port.rx_queue(0).expect("queue 0");
+        let count = queue.dequeue(&mut slots);
+        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.port.close();
+    }
+}
+
+fn negotiated(stream: UnixStream) -> Frontend {
+    let mut frontend = Frontend::from_stream(stream, 256);
+    frontend.set_owner().expect("owner");
+    frontend.get_features().expect("features");
+    let wanted = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::PAGEFAULT
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    let offered = frontend.get_protocol_features().expect("protocol features");
+    assert!(offered.contains(wanted), "{offered:?}");
+    frontend.set_protocol_features(wanted).expect("offered");
+    frontend.set_features(FEATURES).expect("offered");
+    frontend
+}
+
+fn info((desc, fd): &(RegionDesc, OwnedFd)) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: desc.guest.0,
+        memory_size: desc.size,
+        userspace_addr: desc.frontend.0,
+        mmap_offset: desc.mmap_offset,
+        mmap_handle: fd.as_raw_fd(),
+    }
+}
+
+/// A guest that runs already, and of whose memory nothing has arrived yet.
+struct Incoming {
+    frontend: Frontend,
+    memory: Arc<GuestMemory>,
+    pages: PageServer,
+    /// Where the port has the guest's address 0x1000.
+    base: u64,
+    receiveq: Driver,
+    transmitq: Driver,
+}
+
+impl Incoming {
+    /// In post-copy, with all memory handed over.
+    fn new(mut frontend: Frontend) -> Incoming {
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let pages = PageServer::new(frontend.postcopy_advise().expect("a userfaultfd").into());
+        frontend.postcopy_listen().expect("to listen");
+        let memory = Arc::new(GuestMemory::new(0x10_0000));
+        let base = frontend
+            .add_mem_region(&info(&memory.regions()[0]))
+            .expect("to add");
+        frontend
+            .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
+            .expect("to acknowledge");
+        let [receiveq, transmitq] =
+            RINGS.map(|at| Driver::new(Arc::clone(&memory), at, RING_SIZE, Features(FEATURES)));
+        // From here on nothing waits for an answer, as little as QEMU does.
+        frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
+        Incoming {
+            frontend,
+            memory,
+            pages,
+            base: base.expect("an address"),
+            receiveq,
+            transmitq,
+        }
+    }
+
+    fn start_rings(&mut self) {
+        for index in [0, 1] {
+            let ring = [&self.receiveq, &self.transmitq][index].config(0);
+            let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+            let config = VringConfigData {
+                queue_max_size: RING_SIZE,
+                queue_size: RING_SIZE,
+                flags: 0,
+                desc_table_addr: ring.desc.0,
+                avail_ring_addr: ring.driver.0,
+                used_ring_addr: ring.device.0,
+                log_addr: None,
+            };
+            let frontend = &mut self.frontend;
+            frontend
+                .set_vring_num(index, RING_SIZE)
+                .and_then(|()| frontend.set_vring_base(index, 0))
+                .and_then(|()| frontend.set_vring_addr(index, &config))
+                .and_then(|()| frontend.set_vring_call(index, &call))
+                .and_then(|()| frontend.set_vring_kick(index, &call))
+                .and_then(|()| frontend.set_vring_enable(index, true))
+                .expect("to send");
+        }
+    }
+
+    /// The guest page that somebody waits for.
+    fn wanted(&self) -> GuestAddr {
+        let address = eventually("a page is asked for", || self.pages.next());
+        GuestAddr(0x1000 + address - self.base)
+    }
+
+    /// A page arrives.
+    fn bring(&self, at: GuestAddr, bytes: &[u8]) {
+        let mut page = bytes.to_vec();
+        page.resize(PAGE_BYTES, 0);
+        let address = self.base + at.0 - 0x1000;
+        self.pages.bring(address, &page).expect("a missing page");
+    }
+
+    /// Brings every page that is asked for, as it is in a guest that has just started, until `world` is connected.
+    fn bring_up(&self, world: &World) {
+        eventually("connected", || {
+            if let Some(address) = self.pages.next() {
+                self.bring(GuestAddr(0x1000 + address - self.base), &[]);
+            }
+            world.connected().then_some(())
+        });
+    }
+
+    /// Pages that the guest has.
+    fn present(&self) -> i64 {
+        let stat = rustix::fs::fstat(self.memory.file()).expect("a file");
+        stat.st_blocks * 512 / 4096
+    }
+}
+
+/// The guest pages that a ring at `at` begins with: descriptors, then avail and used ring.
+fn ring_pages(at: GuestAddr) -> [GuestAddr; 2] {
+    [at, GuestAddr(at.0 + PAGE)]
+}
+
+/// Proves that the control thread serves others: a second port comes up and goes down again.
+fn others_are_served(name: &str) {
+    let world = World::new(name);
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.bring_up(&world);
+    drop(guest);
+    eventually("disconnected", || (!world.connected()).then_some(()));
+}
+
+#[test]
+fn a_ring_whose_pages_are_late_keeps_only_its_own_port_waiting() {
+    let world = World::new("late");
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    let page = guest.wanted();
+    assert!(
+        ring_pages(RINGS[0]).contains(&page),
+        "{page}: starting a ring reads its indices"
+    );
+    others_are_served("other");
+    assert!(!world.connected(), "asking main's way waits for nobody");
+    guest.bring(page, &[]);
+    guest.bring_up(&world);
+}
+
+#[test]
+fn a_burst_sleeps_until_its_page_arrives_and_moves_what_came() {
+    let world = World::new("bursts");
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.bring_up(&world);
+
+    // The guest sends from a page that is not there: its frame comes with the page.
+    let frame: Vec<u8> = (0..200).collect();
+    let len = u32::try_from(HEADER + frame.len()).expect("short");
+    let buffer = Buffer {
+        addr: BUFFERS,
+        len,
+        write: false,
+    };
+    guest.transmitq.add(&[buffer]).expect("room in the ring");
+    guest.transmitq.publish();
+    thread::scope(|scope| {
+        let poll = scope.spawn(|| world.receive());
+        // The descriptors' page was not touched before.
+        let mut page = guest.wanted();
+        while page != BUFFERS {
+            wake(&guest, page);
+            page = guest.wanted();
+        }
+        assert!(!poll.is_finished());
+        others_are_served("other-burst");
+        guest.bring(BUFFERS, &[&[0; HEADER][..], &frame].concat());
+        assert_eq!(poll.join().expect("no panic"), std::slice::from_ref(&frame));
+    });
+
+    // A frame for the guest waits for the page it goes to, and leaves the rest of that page alone.
+    let addr = GuestAddr(BUFFERS.0 + PAGE);
+    guest
+        .receiveq
+        .add(&[Buffer {
+            addr,
+            len: 1500,
+            write: true,
+        }])
+        .expect("room");
+    guest.receiveq.publish();
+    thread::scope(|scope| {
+        let sent = scope.spawn(|| world.port.send(0, &[TxSlot::new(&frame)]));
+        let mut page = guest.wanted();
+        while page != addr {
+            wake(&guest, page);
+            page = guest.wanted();
+        }
+        assert!(!sent.is_finished());
+        guest.bring(addr, &[0x55; PAGE_BYTES]);
+        sent.join().expect("no panic");
+    });
+    let mut bytes = [0; 300];
+    guest.memory.read(addr, &mut bytes);
+    assert_eq!(bytes[HEADER..HEADER + frame.len()], frame);
+    assert!(bytes[HEADER + frame.len()..].iter().all(|byte| *byte == 0x55));
+
+    // All has arrived: nobody waits for anything any more, but what is missing is missing.
+    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    guest.frontend.postcopy_end().expect("to end");
+    let addr = GuestAddr(BUFFERS.0 + 8 * PAGE);
+    guest
+        .transmitq
+        .add(&[Buffer {
+            addr,
+            len,
+            write: false,
+        }])
+        .expect("room");
+    guest.transmitq.publish();
+    assert_eq!(world.receive(), [vec![0; frame.len()]]);
+    assert!(world.connected());
+}
+
+/// A page that the guest here has written already, and that only has to be told of.
+fn wake(guest: &Incoming, page: GuestAddr) {
+    let address = guest.base + page.0 - 0x1000;
+    guest.pages.wake(address, PAGE).expect("a watched page");
+}
+
+#[test]
+fn a_front_end_that_leaves_while_its_ring_waits_is_forgotten_at_once() {
+    let world = World::new("leaves");
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.wanted();
+    // The descriptor stays open, as in a process that does not die of it.
+    let Incoming { frontend, pages, .. } = guest;
+    drop(frontend);
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.bring_up(&world);
+    drop(pages);
+}
+
+#[test]
+fn a_poll_thread_that_sleeps_when_the_front_end_leaves_wakes_up_and_makes_up_nothing() {
+    let world = World::new("sleeps");
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.bring_up(&world);
+    let buffer = Buffer {
+        addr: BUFFERS,
+        len: 1000,
+        write: false,
+    };
+    guest.transmitq.add(&[buffer]).expect("room in the ring");
+    guest.transmitq.publish();
+    let present = guest.present();
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let world = &world;
+        scope.spawn(move || done.send(world.receive()));
+        guest.wanted();
+        let Incoming { frontend, .. } = &mut guest;
+        let gone = std::mem::replace(
+            frontend,
+            Frontend::from_stream(UnixStream::pair().expect("a pair").0, 1),
+        );
+        drop(gone);
+        let frames = is_done
+            .recv_timeout(Duration::from_secs(20))
+            .expect("it wakes up");
+        // What it saw is not the guest's; the connection is gone, and so is the ring.
+        assert!(frames.len() <= 1);
+    });
+    eventually("disconnected", || (!world.connected()).then_some(()));
+    assert_eq!(
+        guest.present(),
+        present,
+        "no page was made up in the guest's memory"
+    );
+    assert!(world.receive().is_empty());
+}
+
+#[test]
+fn a_port_that_is_deleted_while_its_ring_waits_delays_nobody() {
+    let world = World::new("deleted");
+    let mut guest = Incoming::new(world.accept());
+    guest.start_rings();
+    guest.wanted();
+    drop(world);
+    others_are_served("other-deleted");
+}
+
+#[test]
+fn qemu_goes_through_it_once_per_queue_pair() {
+    let world = World::new("pairs");
+    let mut frontend = world.accept();
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let _fds = [0, 1].map(|_| frontend.postcopy_advise().expect("a userfaultfd"));
+    for _ in 0..2 {
+        frontend.postcopy_listen().expect("to listen");
+    }
+    let memory = GuestMemory::with_regions(&[(GuestAddr(0), 0xa0_000), (GuestAddr(0xc0_000), 0x40_000)]);
+    let mut rounds = Vec::new();
+    for _ in 0..2 {
+        let bases: Vec<_> = memory
+            .regions()
+            .iter()
+            .map(|region| frontend.add_mem_region(&info(region)).expect("to add"))
+            .collect();
+        frontend
+            .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
+            .expect("to acknowledge");
+        rounds.push(bases);
+    }
+    assert_eq!(rounds[0], rounds[1], "the same memory, at the same place");
+    assert!(rounds[0].iter().all(Option::is_some) && rounds[0][0] != rounds[0][1]);
+    for _ in 0..2 {
+        frontend.postcopy_end().expect("to end");
+    }
+    // From here on regions are as ever.
+    let more = GuestMemory::with_regions(&[(GuestAddr(0x100_0000), PAGE)]);
+    let region = &more.regions()[0];
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    assert_eq!(frontend.add_mem_region(&info(region)).expect("to add"), None);
+    for region in memory.regions().iter().chain([region]) {
+        frontend.remove_mem_region(&info(region)).expect("it is there");
+    }
+}
+
+#[test]
+fn memory_that_waits_for_its_acknowledgement_can_be_taken_back() {
+    let world = World::new("retract");
+    let mut frontend = world.accept();
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let _fd = frontend.postcopy_advise().expect("a userfaultfd");
+    frontend.postcopy_listen().expect("to listen");
+    let memory = GuestMemory::new(PAGE);
+    let region = &memory.regions()[0];
+    frontend.add_mem_region(&info(region)).expect("to add");
+    frontend.remove_mem_region(&info(region)).expect("to remove");
+    frontend
+        .postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)
+        .expect("to acknowledge");
+    assert!(
+        frontend.remove_mem_region(&info(region)).is_err(),
+        "it is not there"
+    );
+}
+
+type Story = fn(&mut Frontend) -> vhost::Result<()>;
+
+#[test]
+fn out_of_its_order_post_copy_is_refused() {
+    // Each story ends in a refusal, and only there.
+    let stories: [(&str, Story); 3] = [
+        ("LISTEN without ADVISE", |frontend| frontend.postcopy_listen()),
+        ("LISTEN with memory there", |frontend| {
+            let memory = GuestMemory::new(PAGE);
+            frontend
+                .add_mem_region(&info(&memory.regions()[0]))
+                .expect("to add");
+            frontend.postcopy_advise().expect("a userfaultfd");
+            frontend.postcopy_listen()
+        }),
+        ("an acknowledgement of nothing", |frontend| {
+            frontend.postcopy_ack_mem_regions(FrontendReq::ADD_MEM_REG)?;
+            frontend.get_features().map(drop)
+        }),
+    ];
+    let world = World::new("order");
+    for (what, story) in stories {
+        let mut frontend = world.accept();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        assert!(story(&mut frontend).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn post_copy_is_offered_by_client_ports_only() {
+    let name = format!("postcopy-server-{}", std::process::id());
+    let port = Port::new(&name, Mode::Server, environment(), Box::new(Netdev)).expect("a port");
+    let mut frontend = Frontend::connect(std::env::temp_dir().join(&name), 2).expect("a port that listens");
+    frontend.get_features().expect("features");
+    let offered = frontend.get_protocol_features().expect("protocol features");
+    assert!(
+        !offered.contains(VhostUserProtocolFeatures::PAGEFAULT),
+        "{offered:?}"
+    );
+    port.close();
+}
