@@ -51,7 +51,7 @@ const PACKED: [(&str, Features); 2] = [
 
 fn started<D: Virtqueue>(direction: Direction, features: Features) -> (Queue, Net<D>) {
     let net: Net<D> = Net::new(RING, ROOM, features);
-    let queue = Queue::new(direction, Arc::new(|| {}));
+    let queue = Queue::new(direction, Arc::new(|_| {}));
     queue
         .start(net.driver.config(0))
         .expect("the model's ring is in order");

@@ -28,6 +28,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "sets bits in memory shared with the front-end",
     ),
     ("memory/mapping.rs", "maps a front-end's memory"),
+    ("memory/stitch.rs", "maps pages of a guest's ring a second time"),
     (
         "memory/inflight.rs",
         "maps the buffer in which a front-end keeps what was in flight",

@@ -125,6 +125,8 @@ impl Device for Recorder {
             Request::SetVringCall { index, fd } => format!("call {index} {}", signal(fd, 5)),
             Request::SetVringErr { index, fd } => format!("err {index} {}", signal(fd, 6)),
             Request::SetVringEnable { index, enable } => format!("enable {index} {enable}"),
+            Request::SetBackendReqFd(fd) => format!("backend channel {:?}", drain(Some(fd))),
+            Request::Iotlb(request) => format!("iotlb {request:?}"),
             Request::SetStatus(status) => {
                 self.status = status;
                 format!("status {status:#x}")

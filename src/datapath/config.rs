@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::dirty::RingLog;
 use crate::memory::{FrontendAddr, InflightQueue, MemTable};
 use crate::virtio::chain::ChainError;
-use crate::virtio::features::Features;
-use crate::virtio::ring::LayoutError;
+use crate::virtio::features::{Features, VIRTIO_F_RING_PACKED};
+use crate::virtio::packed_ring::packed_areas;
+use crate::virtio::ring::{split_areas, Area, LayoutError, RingAddrs};
 
 /// Which way a queue moves packets, as Open vSwitch sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,31 @@ impl RingConfig {
     /// Whether the ring needs code beyond that which moves bytes.
     pub(super) fn has_extras(&self) -> bool {
         self.offloads || self.inflight.is_some() || self.log.is_some()
+    }
+}
+
+impl RingError {
+    /// Whether part of the ring is not mapped: behind an IOMMU, perhaps not yet.
+    pub fn is_unmapped(&self) -> bool {
+        let Self::Layout { error, .. } = self else {
+            return false;
+        };
+        matches!(error, LayoutError::Unmapped { .. })
+    }
+}
+
+impl RingConfig {
+    /// Where the parts of the ring are.
+    pub fn areas(&self) -> [Area; 3] {
+        let addrs = RingAddrs {
+            desc: self.desc,
+            driver: self.driver,
+            device: self.device,
+        };
+        match self.features.contains(VIRTIO_F_RING_PACKED) {
+            true => packed_areas(self.size, addrs),
+            false => split_areas(self.size, addrs),
+        }
     }
 }
 

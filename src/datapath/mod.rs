@@ -2,8 +2,8 @@
 //!
 //! [`Queue`] is what a port keeps per vring; it guards a ring with a `gate`. A ring is one implementor of
 //! `ring::Ring`, compiled once per feature set (`set`): `split` or `packed`. What they have in common is in `frame`,
-//! which moves frames between slots and chains, and `ahead`, which looks chains up before they are used. `offload` knows
-//! what is left to be done to a frame.
+//! which moves frames between slots and chains, `ahead`, which looks chains up before they are used, and `miss`, for
+//! chains that an IOMMU hides. `offload` knows what is left to be done to a frame.
 
 #![deny(
     clippy::unwrap_used,
@@ -28,6 +28,7 @@ mod counters;
 mod dirty;
 mod frame;
 mod gate;
+mod miss;
 mod offload;
 mod packed;
 mod queue;
@@ -40,7 +41,7 @@ mod split;
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
 pub use dirty::RingLog;
-pub use queue::{Queue, Sent, Waker};
+pub use queue::{Queue, Sent, Wake, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot, MAX_FRAME};
 

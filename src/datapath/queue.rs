@@ -8,13 +8,24 @@ use std::sync::Arc;
 use super::config::{Direction, RingConfig, RingError, RingFault, RingStatus};
 use super::counters::{Counters, Tally};
 use super::gate::{Entered, Gate};
+use super::miss::Halt;
 use super::rarp;
 use super::ring::{attach, Burst, Ring, Start, BURST};
 use super::slot::{RxSlot, TxSlot};
-use crate::sync::{AtomicU32, Ordering};
+use crate::memory::{MemTable, Miss};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// Tells the control thread that a driver broke its ring. Called on a poll thread: must not block.
-pub type Waker = Arc<dyn Fn() + Send + Sync>;
+/// Tells the control thread that a ring needs it. Called on a poll thread: must not block.
+pub type Waker = Arc<dyn Fn(Wake) + Send + Sync>;
+
+/// What a ring needs the control thread for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Its driver broke it: see [`Queue::fault`].
+    Broken,
+    /// Addresses are missing: see [`Queue::misses`].
+    Missed,
+}
 
 /// What [`Queue::enqueue`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +48,8 @@ pub struct Queue {
     direction: Direction,
     /// See [`RingStatus`]: the size in the upper half, the next index in the lower; 0 without a ring.
     status: AtomicU32,
+    /// Behind an IOMMU: the miss last reported, as [`word`] has it, so that each is reported once; 0 if none was.
+    missed: AtomicU64,
     gate: Gate<State>,
     counters: Counters,
     waker: Waker,
@@ -54,6 +67,7 @@ struct State {
     /// The guest's address, once it is known.
     guest: Option<[u8; 6]>,
     enabled: bool,
+    behind_iommu: bool,
     fault: Option<RingFault>,
 }
 
@@ -79,11 +93,13 @@ impl Queue {
         Self {
             direction,
             status: AtomicU32::new(0),
+            missed: AtomicU64::new(0),
             gate: Gate::new(State {
                 ring: None,
                 errand: None,
                 guest: None,
                 enabled: false,
+                behind_iommu: false,
                 fault: None,
             }),
             counters: Counters::default(),
@@ -100,7 +116,9 @@ impl Queue {
     pub fn start(&self, config: RingConfig) -> Result<(), RingError> {
         self.control(|state| {
             // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
+            state.behind_iommu = config.mem.is_behind_iommu();
             let ring = attach(config, Start::Resume)?;
+            self.missed.store(0, Ordering::Relaxed);
             if self.discards(state) {
                 ring.want_kicks(true);
             }
@@ -137,6 +155,38 @@ impl Queue {
         ring.map(|ring| ring.base())
     }
 
+    /// Has the ring, if one runs, go on with another table: when this returns no burst uses the one before. If the ring
+    /// does not lie where it did, stops it instead and says where it stood, as [`Queue::stop`]. Waits for at most one
+    /// burst.
+    pub fn replace_mem(&self, mem: &Arc<MemTable>) -> Option<u32> {
+        let stopped = self.visit(|state| {
+            // What was missing is reported again if it still is. Relaxed: poll threads are out.
+            self.missed.store(0, Ordering::Relaxed);
+            match state.ring.as_mut()?.replace_mem(mem) {
+                true => None,
+                false => state.ring.take(),
+            }
+        })?;
+        self.status.store(0, Ordering::Relaxed);
+        Some(stopped.base())
+    }
+
+    /// Tells `visit` what addresses of the available chains are missing, until it has enough and says false. Waits for at
+    /// most one burst.
+    pub fn misses(&self, visit: &mut dyn FnMut(Miss) -> bool) {
+        self.visit(|state| {
+            if let Some(ring) = state.ring.as_ref().filter(|_| state.fault.is_none()) {
+                ring.misses(self.direction, visit);
+            }
+        });
+    }
+
+    /// Whether a burst ran into a miss since the table was replaced, or soon will.
+    pub fn has_missed(&self) -> bool {
+        // Relaxed: whoever is woken for it sees it by way of the waker.
+        self.missed.load(Ordering::Relaxed) != 0
+    }
+
     /// Lets bursts move packets, or not (SET_VRING_ENABLE). Waits for at most one burst.
     ///
     /// The driver of a disabled transmitq is asked to kick, since nobody polls it: what it sends is to be
@@ -165,9 +215,12 @@ impl Queue {
             let burst = ring.discard(&self.counters);
             self.counters.count_discarded(burst.frames);
             self.publish_status(ring.as_ref());
-            if burst.broken {
-                state.fault = ring.fault();
-                (self.waker)();
+            if burst.halted {
+                let vring = ring.vring();
+                if let Some(Halt::Fault(reason)) = ring.take_halt() {
+                    state.fault = Some(RingFault { vring, reason });
+                    (self.waker)(Wake::Broken);
+                }
                 return false;
             }
             // Where the next kick is due depends on where the ring stands.
@@ -208,6 +261,19 @@ impl Queue {
             return None;
         }
         self.control(|state| state.fault)
+    }
+
+    /// As [`Queue::control`], for moments in which frames are on their way: as a burst of its own where it can, so that
+    /// frames wait for it instead of being refused.
+    fn visit<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let Some(mut state) = self.gate.enter().0 else {
+            return self.control(change);
+        };
+        let result = change(&mut state);
+        if !state.may_burst() {
+            state.close_behind();
+        }
+        result
     }
 
     /// As [`Queue::fault`], for threads that wait for no burst: `None` also while the ring is being changed.
@@ -286,8 +352,8 @@ impl Queue {
             None => self.receive(&mut state, slots, grow),
             Some(errand) => self.run_errand(errand, &mut state, slots, grow),
         };
-        if burst.broken {
-            self.break_ring(state);
+        if burst.halted {
+            self.halt(state);
         }
         burst.frames
     }
@@ -324,7 +390,7 @@ impl Queue {
     ) -> Burst {
         let mut all = first;
         while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
-            if all.large == 0 || all.broken || !grow(slot, all.large) {
+            if all.large == 0 || all.halted || !grow(slot, all.large) {
                 break;
             }
             let rest = slots.get_mut(all.frames..).unwrap_or_default();
@@ -355,19 +421,21 @@ impl Queue {
         let Some(mut state) = state else { return sent };
         let Some(ring) = &mut state.ring else { return sent };
         let mut left = slots;
-        let broken = loop {
+        let halted = loop {
             let attempt = self.attempt(ring.as_mut(), left);
             sent.packets += attempt.frames;
             sent.invalid += attempt.invalid;
             left = left.get(attempt.slots..).unwrap_or_default();
-            if attempt.broken || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
-                break attempt.broken;
+            if attempt.halted || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
+                break attempt.halted;
             }
             sent.retries += 1;
         };
         self.publish_status(ring.as_ref());
-        if broken {
-            self.break_ring(state);
+        if halted {
+            self.halt(state);
+        } else if state.behind_iommu {
+            self.look_ahead(&state);
         }
         sent
     }
@@ -381,8 +449,8 @@ impl Queue {
             all.slots += burst.slots;
             all.frames += burst.frames;
             all.invalid += burst.invalid;
-            all.broken = burst.broken;
-            if burst.broken || burst.slots < group.len() {
+            all.halted = burst.halted;
+            if burst.halted || burst.slots < group.len() {
                 break;
             }
         }
@@ -437,12 +505,49 @@ impl Queue {
         usize::from(fits)
     }
 
-    /// Ends a burst in which the driver broke the ring: no other begins until the control thread starts it anew.
+    /// Ends a burst before its time. If the driver broke the ring, no other begins until the control thread starts it
+    /// anew.
     #[cold]
-    fn break_ring(&self, mut state: Entered<'_, State>) {
-        state.fault = state.ring.as_ref().and_then(|ring| ring.fault());
-        state.close_behind();
-        drop(state);
-        (self.waker)();
+    fn halt(&self, mut state: Entered<'_, State>) {
+        let Some(ring) = &mut state.ring else { return };
+        let vring = ring.vring();
+        match ring.take_halt() {
+            Some(Halt::Fault(reason)) => {
+                state.fault = Some(RingFault { vring, reason });
+                state.close_behind();
+                drop(state);
+                (self.waker)(Wake::Broken);
+            }
+            Some(Halt::Miss(miss)) => self.report(miss),
+            None => {}
+        }
     }
+
+    /// Has the control thread ask for what the guest will soon be sent into, before a frame is lost for want of it: the
+    /// driver makes buffers available long before they are used.
+    #[cold]
+    fn look_ahead(&self, state: &State) {
+        if let Some(miss) = state
+            .ring
+            .as_ref()
+            .and_then(|ring| ring.look_ahead(self.direction))
+        {
+            self.report(miss);
+        }
+    }
+
+    /// Reports a miss, unless it was the last one reported.
+    fn report(&self, miss: Miss) {
+        let word = word(miss);
+        // Relaxed: the waker orders it for the control thread. Inside the gate there is no other writer.
+        if self.missed.load(Ordering::Relaxed) != word {
+            self.missed.store(word, Ordering::Relaxed);
+            (self.waker)(Wake::Missed);
+        }
+    }
+}
+
+/// A miss in a word, to tell one from another: its address but for the offset in a page, and its access, which is not 0.
+fn word(miss: Miss) -> u64 {
+    miss.iova.0 & !0xfff | u64::from(miss.access.perm())
 }

@@ -1,9 +1,13 @@
 //! What every ring layout has in common: how it starts, what it does for a queue, how it tells the driver.
 
-use super::config::{RingConfig, RingError, RingFault};
+use std::sync::Arc;
+
+use super::config::{Direction, RingConfig, RingError};
 use super::counters::Counters;
+use super::miss::Halt;
 use super::slot::{RxSlot, TxSlot};
 use super::{packed, split};
+use crate::memory::{MemTable, Miss};
 use crate::virtio::features::VIRTIO_F_RING_PACKED;
 
 /// Frames that are looked up, prefetched, moved and published together.
@@ -36,8 +40,20 @@ pub(super) trait Ring: Send {
     /// Entries.
     fn size(&self) -> u16;
 
-    /// Why the ring moves nothing any more.
-    fn fault(&self) -> Option<RingFault>;
+    /// Vring index.
+    fn vring(&self) -> u16;
+
+    /// Why the last burst ended before its time. Told once.
+    fn take_halt(&mut self) -> Option<Halt>;
+
+    /// Goes on with another table, if the ring lies in the same memory there; says whether it does.
+    fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool;
+
+    /// Finds all misses among the next chains that the driver made available. Not for poll threads.
+    fn misses(&self, direction: Direction, visit: &mut dyn FnMut(Miss) -> bool);
+
+    /// A miss that a burst of this direction will run into soon, if one is found at a look.
+    fn look_ahead(&self, direction: Direction) -> Option<Miss>;
 
     /// Calls the driver, whether it wants that or not.
     fn call(&self, counters: &Counters);
@@ -54,8 +70,8 @@ pub(super) struct Burst {
     pub(super) invalid: usize,
     /// Bytes of the next frame, if the next slot has less room than that; out of the guest only.
     pub(super) large: u32,
-    /// Whether the driver broke the ring; what was moved before that stands.
-    pub(super) broken: bool,
+    /// Whether it ended before its time, see [`Ring::take_halt`]; what was moved before that stands.
+    pub(super) halted: bool,
 }
 
 /// Where a ring begins.

@@ -54,7 +54,7 @@ impl<D: Virtqueue> Rig<D> {
         let waker = wakes.clone();
         let queue = Queue::new(
             direction,
-            Arc::new(move || {
+            Arc::new(move |_| {
                 waker.fetch_add(1, Ordering::Relaxed);
             }),
         );

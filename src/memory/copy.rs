@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::cpu;
 use super::region::Region;
+use super::stitch::Stitch;
 use super::table::MemTable;
 
-/// Where a region lies: what translation needs of it.
+/// Where a region lies, or a part of one: what translation needs of it.
 ///
 /// # Invariants
 ///
-/// Lives only inside a [`MemTable`], which shares the [`Region`] that keeps `host..host + size` mapped.
-#[derive(Debug)]
+/// Lives only inside a [`MemTable`], which shares the [`Region`] or [`Stitch`] that keeps `host..host + size` mapped. `size` is not 0.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     guest: u64,
     size: u64,
@@ -39,6 +40,34 @@ impl Span {
             size: mapping.size(),
             host: mapping.start(),
         }
+    }
+
+    /// As much of the region as lies at front-end addresses from `target` on, at most `extent` bytes and one more,
+    /// seen from `guest` on. `None` if `target` is not in the region.
+    pub(super) fn part(region: &Region, target: u64, extent: u64, guest: u64) -> Option<Self> {
+        let mapping = region.mapping();
+        let offset = target.checked_sub(region.desc().frontend.0)?;
+        let room = mapping.size().checked_sub(offset).filter(|room| *room > 0)?;
+        Some(Self {
+            guest,
+            size: extent.checked_add(1).map_or(room, |size| size.min(room)),
+            // SAFETY: offset < size, which was mapped, so it fits usize and stays inside the mapping.
+            host: unsafe { mapping.start().add(usize::try_from(offset).ok()?) },
+        })
+    }
+
+    /// The memory of a stitch, which the table must share as it does regions.
+    pub(super) fn stitched(stitch: &Stitch) -> Self {
+        Self {
+            guest: stitch.first(),
+            size: stitch.size(),
+            host: stitch.start(),
+        }
+    }
+
+    /// How many bytes it has.
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     #[inline(always)]

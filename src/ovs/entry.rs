@@ -88,7 +88,7 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
             ::log::error!("{complaint}");
             None
         });
-        refuse_unsupported(config);
+        announce_switches(config);
         let switches = Switches {
             tso: config.tso,
             iommu: config.iommu,
@@ -106,14 +106,16 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
     })
 }
 
-/// The stock line on a switch, and the truth where it is on.
-fn refuse_unsupported(config: &ovsv_config) {
-    if config.iommu {
+/// The stock lines on two switches, and the truth where a switch is on and has no effect.
+fn announce_switches(config: &ovsv_config) {
+    let iommu = if config.iommu { "enabled" } else { "disabled" };
+    ::log::info!("IOMMU support for vhost-user-client {iommu}.");
+    if config.postcopy {
         ::log::warn!(
-            "other_config:vhost-iommu-support=true: these vhost-user ports have no such support yet"
+            "other_config:vhost-postcopy-support=true: these vhost-user ports have no such support yet"
         );
     }
-    ::log::info!("IOMMU support for vhost-user-client disabled.");
+    ::log::info!("POSTCOPY support for vhost-user-client disabled.");
 }
 
 unsafe extern "C" fn port_create(

@@ -67,7 +67,7 @@ mod tests {
     fn met(known: Option<Guest>, position: u16) -> (Queue, Net<Driver>) {
         let mut net: Net<Driver> = Net::new(64, 2048, VIRTIO_F_VERSION_1);
         net.driver.set_used_idx(position);
-        let queue = Queue::new(Direction::Dequeue, Arc::new(|| {}));
+        let queue = Queue::new(Direction::Dequeue, Arc::new(|_| {}));
         queue.set_enabled(true);
         let config = RingConfig {
             base: u32::from(position),

@@ -11,10 +11,11 @@ use log::Level;
 
 use crate::datapath::RingFault;
 use crate::vhost_user::{
-    Connection, Message, Next, Offer, Outcome, ReceiveError, Received, SendError, Session, SessionError,
+    Answer, BackendChannel, BackendError, Connection, Message, Next, Offer, Outcome, ProtocolFeatures,
+    ReceiveError, Received, SendError, Session, SessionError,
 };
 
-use super::control::{Reactor, Readiness, Source};
+use super::control::{Reactor, Readiness, Source, Watched};
 use super::device::PortDevice;
 use super::drain::Drains;
 use super::errand::{Desk, Errand, Progress};
@@ -25,6 +26,8 @@ use super::MAX_QUEUE_PAIRS;
 /// How long a front-end may take over one message, from its first byte to its last, and over taking
 /// the answer. It talks to us over a local socket; a second is an age.
 pub(super) const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Answers taken from one back-end channel before others get their turn.
+const ANSWERS_PER_TURN: usize = 64;
 /// Memory regions a front-end may add one by one, as libvhost-user offers.
 const MEM_SLOTS: u64 = 509;
 
@@ -32,6 +35,8 @@ pub(super) struct Attachment {
     port: Arc<Port>,
     connection: Connection,
     desk: Whereabouts,
+    /// Where requests of ours go, once the front-end has said.
+    backend: Option<Watched<BackendChannel>>,
     pub(super) drains: Drains,
     /// Since when a message, or our answer to one, is under way.
     busy_since: Option<Instant>,
@@ -75,6 +80,7 @@ impl Attachment {
                 session: Session::new(offer),
                 device: PortDevice::new(Arc::clone(&port)),
             })),
+            backend: None,
             drains: Drains::default(),
             port,
             busy_since: None,
@@ -172,6 +178,76 @@ impl Attachment {
                 refused,
             }),
         }
+    }
+
+    /// Sends what the device has to ask, unless it is away. Says what went wrong, for the log.
+    pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<String> {
+        let Whereabouts::Here(desk) = &mut self.desk else {
+            return Vec::new();
+        };
+        let mut notes = desk.device.iommu.take_notes();
+        if let Some(channel) = desk.device.take_backend() {
+            // The one before is taken from the reactor first: it may have had the same number.
+            self.backend = None;
+            match reactor.watch(channel, Source::Backend(id)) {
+                Ok(channel) => self.backend = Some(channel),
+                Err(error) => notes.push(format!("back-end channel cannot be watched: {error}")),
+            }
+        }
+        let requests = desk.device.iommu.take_outgoing();
+        let reply_ack = desk
+            .session
+            .protocol_features()
+            .contains(ProtocolFeatures::REPLY_ACK);
+        for request in requests {
+            let Some(channel) = &mut self.backend else {
+                notes.push(format!(
+                    "{}: there is no back-end channel to ask on",
+                    request.name()
+                ));
+                break;
+            };
+            if let Err(error) = channel.inner.send(request, reply_ack) {
+                notes.push(self.lose_backend(&error));
+            }
+        }
+        self.arm_backend(reactor, id);
+        notes
+    }
+
+    /// Takes answers from the back-end channel. Says what went wrong, for the log.
+    pub(super) fn take_answers(&mut self, reactor: &Reactor, id: PortId) -> Option<String> {
+        for _ in 0..ANSWERS_PER_TURN {
+            match self.backend.as_mut()?.inner.receive() {
+                Ok(Answer::To(request, _)) => {
+                    if let Some(device) = self.device() {
+                        device.answered(request);
+                    }
+                }
+                Ok(Answer::None) => break,
+                Err(error) => return Some(self.lose_backend(&error)),
+            }
+        }
+        self.arm_backend(reactor, id);
+        None
+    }
+
+    fn arm_backend(&self, reactor: &Reactor, id: PortId) {
+        if let Some(channel) = &self.backend {
+            let readiness = Readiness {
+                input: true,
+                output: channel.inner.output_waiting(),
+            };
+            reactor.rearm(channel.inner.as_fd(), Source::Backend(id), readiness);
+        }
+    }
+
+    fn lose_backend(&mut self, error: &BackendError) -> String {
+        self.backend = None;
+        if let Some(device) = self.device() {
+            device.iommu.forget_questions();
+        }
+        error.to_string()
     }
 
     /// When the front-end will have taken too long, if it is at something.

@@ -1,7 +1,7 @@
 //! The control thread: one for all ports. It alone speaks to front-ends, and nothing it does waits for
 //! one: every socket is non-blocking, every wait has an end, and everybody's turn is bounded.
 //!
-//! Main sends it commands; poll threads poke it when a ring breaks. It takes no lock that another
+//! Main sends it commands; poll threads poke it when a ring breaks or misses an address. It takes no lock that another
 //! thread holds for longer than it takes to copy a few words, and it never waits for Open vSwitch's RCU.
 
 use std::collections::BTreeMap;
@@ -92,6 +92,7 @@ pub(super) enum Source {
     Connection(PortId),
     /// The driver of this vring kicked.
     Kick(PortId, u16),
+    Backend(PortId),
 }
 
 /// A source as epoll carries it: the port's number, a vring's in eight bits, then three bits that say what it is.
@@ -103,6 +104,7 @@ impl Source {
             Source::Listener(id) => id.0 << 11 | 2,
             Source::Connection(id) => id.0 << 11 | 3,
             Source::Kick(id, vring) => id.0 << 11 | u64::from(vring & 0xff) << 3 | 4,
+            Source::Backend(id) => id.0 << 11 | 5,
         })
     }
 
@@ -114,7 +116,8 @@ impl Source {
             1 => Source::Watches,
             2 => Source::Listener(id),
             3 => Source::Connection(id),
-            _ => Source::Kick(id, u16::from(vring)),
+            4 => Source::Kick(id, u16::from(vring)),
+            _ => Source::Backend(id),
         }
     }
 }
@@ -128,20 +131,29 @@ pub(super) struct Readiness {
 
 /// What peers register with: readiness of descriptors, appearance of files.
 pub(super) struct Reactor {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     pub(super) watches: Watches<PortId>,
 }
 
 impl Reactor {
     pub(super) fn new() -> io::Result<Reactor> {
         Ok(Reactor {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
             watches: Watches::new()?,
         })
     }
 
     pub(super) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, source.data(), EventFlags::IN)?)
+    }
+
+    /// Adds what came from a front-end: see [`Watched`].
+    pub(super) fn watch<T: AsFd>(&self, inner: T, source: Source) -> io::Result<Watched<T>> {
+        self.add(inner.as_fd(), source)?;
+        Ok(Watched {
+            inner,
+            epoll: Arc::clone(&self.epoll),
+        })
     }
 
     /// Reports each time something is written to `fd`, which nobody need read.
@@ -161,6 +173,19 @@ impl Reactor {
 
     pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, fd);
+    }
+}
+
+/// A descriptor that a front-end sent, watched until dropped. Closing it would not be enough: the front-end may keep its
+/// own copy open, and epoll would go on to tell of that.
+pub(super) struct Watched<T: AsFd> {
+    pub(super) inner: T,
+    epoll: Arc<OwnedFd>,
+}
+
+impl<T: AsFd> Drop for Watched<T> {
+    fn drop(&mut self) {
+        let _ = epoll::delete(&self.epoll, self.inner.as_fd());
     }
 }
 
@@ -212,6 +237,7 @@ impl ControlThread {
             Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
             Source::Connection(id) => self.with(id, |peer, reactor| peer.readable(reactor, now)),
             Source::Kick(id, vring) => self.with(id, |peer, _| peer.kicked(vring, now)),
+            Source::Backend(id) => self.with(id, |peer, reactor| peer.answered(reactor, now)),
         }
     }
 
@@ -258,6 +284,15 @@ impl ControlThread {
             .collect();
         for id in away {
             self.with(id, |peer, reactor| peer.readable(reactor, now));
+        }
+        let missing: Vec<PortId> = self
+            .peers
+            .values()
+            .filter(|p| !p.is_away() && p.port().take_misses())
+            .map(Peer::id)
+            .collect();
+        for id in missing {
+            self.with(id, |peer, reactor| peer.rings_missed(reactor, now));
         }
     }
 
@@ -349,8 +384,10 @@ mod tests {
             Source::Watches,
             Source::Listener(id),
             Source::Connection(id),
+            Source::Backend(id),
             Source::Kick(id, 0),
             Source::Kick(id, 255),
+            Source::Backend(id),
         ] {
             assert_eq!(Source::of(source.data().u64()), source);
         }

@@ -94,6 +94,12 @@ impl Port {
         self.faults.load(Ordering::Acquire)
     }
 
+    /// Whether a burst met an address that is missing, since this was last asked.
+    pub(super) fn take_misses(&self) -> bool {
+        // A load first: most ports, most times, have none. Acquire: pairs with the waker's store.
+        self.misses.load(Ordering::Relaxed) && self.misses.swap(false, Ordering::Acquire)
+    }
+
     /// The vrings that are broken, and why. From here on a new one is news again.
     pub(super) fn take_faults(&self) -> Vec<RingFault> {
         self.faults.store(false, Ordering::Release);

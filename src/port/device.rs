@@ -3,6 +3,10 @@
 //! Settings are staged per vring as they arrive, in whatever order; a ring starts when everything it
 //! needs is there, from settings validated as a whole, and nothing of a running ring is ever changed in
 //! place: it is stopped, and started again from what is staged then.
+//!
+//! Behind an IOMMU (VIRTIO_F_ACCESS_PLATFORM) a ring needs one thing more, the translations of where it lies. It asks
+//! for them, and starts with the one that brings the last. If one is taken back, the ring stops before that is
+//! answered, and asks again; to everybody else it is up meanwhile.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -12,14 +16,20 @@ use rustix::fs::OFlags;
 
 use crate::datapath::{RingConfig, RingError};
 use crate::memory::{
-    InflightDesc, InflightQueue, MemError, MemTable, Region, RegionDesc, Userfault, MAX_REGIONS,
+    Access, GuestAddr, InflightDesc, InflightQueue, IovaRange, MemError, MemTable, Region, RegionDesc,
+    Translation, Userfault, MAX_REGIONS,
 };
-use crate::vhost_user::{Device, Refusal, Regions, Request, Response, Transfer, VringAddr};
+use crate::vhost_user::{
+    BackendChannel, BackendRequest, Device, IotlbRequest, Refusal, Regions, Request, Response, Transfer,
+    VringAddr,
+};
 use crate::virtio::features::{self, Features};
+use crate::virtio::ring::Area;
 
 use super::config_space::ConfigSpace;
 use super::device_state::{DeviceState, Moving, StateError};
 use super::in_flight::InFlight;
+use super::iommu::Iommu;
 use super::migration::Migration;
 use super::postcopy::{self, Postcopy};
 use super::shared::{Link, Port};
@@ -44,7 +54,12 @@ struct Vring {
     call: Option<Arc<OwnedFd>>,
     err: Option<OwnedFd>,
     enabled: bool,
+    /// A ring was started, and nobody but the IOMMU has stopped it.
+    up: bool,
+    /// It is there.
     running: bool,
+    /// Behind an IOMMU: there may be misses that were not asked for yet.
+    to_search: bool,
 }
 
 /// The device that a front-end sees. Lives as long as its connection.
@@ -54,6 +69,11 @@ pub(super) struct PortDevice {
     /// The device status, once the front-end uses it: then rings wait for `DRIVER_OK`.
     status: Option<u8>,
     memory: Arc<MemTable>,
+    /// The same as rings see it: behind an IOMMU, if there is one.
+    view: Arc<MemTable>,
+    pub(super) iommu: Iommu,
+    /// A channel that nobody has taken over yet.
+    backend: Option<BackendChannel>,
     /// Regions that were added once more while they were there: QEMU adds each, and removes each, once per
     /// queue pair.
     added_again: Vec<RegionDesc>,
@@ -76,7 +96,10 @@ impl PortDevice {
             port,
             features: None,
             status: None,
-            memory: Arc::new(MemTable::default()),
+            memory: Arc::default(),
+            view: Arc::default(),
+            iommu: Iommu::default(),
+            backend: None,
             added_again: Vec::new(),
             postcopy: Postcopy::default(),
             vrings: Vec::new(),
@@ -142,7 +165,7 @@ impl PortDevice {
             return None;
         }
         let ring = self.vrings.first()?.address.as_ref()?;
-        self.memory.frontend(ring.desc, 1)?.numa_node()
+        self.view.ring_area(ring.desc, 1, Access::Read)?.numa_node()
     }
 
     /// The guest's transmitqs that are started and disabled, with their kick descriptors. None while their pages may be
@@ -157,7 +180,7 @@ impl PortDevice {
     }
 
     fn usable(&self, vring: &Vring) -> bool {
-        vring.running && self.enabled(vring)
+        vring.up && self.enabled(vring)
     }
 
     /// Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
@@ -185,8 +208,8 @@ impl PortDevice {
         queue.set_enabled(enabled);
         let running = self.vring(index).running;
         let result = match config {
-            Some(config) if !running => queue.start(config).map(|()| self.started(index)),
-            None if running => {
+            Some(config) if !running => self.start(config),
+            None if self.vring_ref(index).up => {
                 self.stop(index);
                 Ok(())
             }
@@ -197,12 +220,36 @@ impl PortDevice {
         result
     }
 
-    fn started(&mut self, index: u16) {
+    /// Starts a ring, or asks for what it misses.
+    fn start(&mut self, config: RingConfig) -> Result<(), RingError> {
+        let (port, index) = (Arc::clone(&self.port), config.index);
+        let queue = port.queue(index);
+        let areas = config.areas();
+        let mut result = queue.start(config);
+        let waits = |result: &Result<(), RingError>| result.as_ref().is_err_and(RingError::is_unmapped);
+        if self.behind_iommu() && waits(&result) {
+            if self.iommu.ask_for_ring(&self.view, &areas) {
+                return Ok(());
+            }
+            // Nothing is missing: its pages lie apart, and nobody has put them together yet.
+            self.look_through_iommu();
+            if let Some(config) = self.ready(index) {
+                result = queue.start(config);
+            }
+            if let (true, Err(error)) = (waits(&result), &result) {
+                self.iommu
+                    .note(format!("{error}, and its pages cannot be put together"));
+                return Ok(());
+            }
+        }
+        result?;
+        let to_search = self.behind_iommu();
         let vring = self.vring(index);
-        vring.running = true;
+        (vring.up, vring.running, vring.to_search) = (true, true, to_search);
         if std::mem::take(&mut vring.new) {
             self.port.meet_guest(index);
         }
+        Ok(())
     }
 
     fn vring_ref(&self, index: u16) -> &Vring {
@@ -225,7 +272,7 @@ impl PortDevice {
             device: address.used,
             base: vring.base,
             features: self.features?,
-            mem: Arc::clone(&self.memory),
+            mem: Arc::clone(&self.view),
             call: vring.call.clone(),
             offloads: self.port.speaks_offloads(),
             inflight: self.in_flight_part(index),
@@ -238,14 +285,14 @@ impl PortDevice {
         let base = self.port.queue(index).stop();
         self.port.remember_guest(index, base);
         let vring = self.vring(index);
-        vring.running = false;
+        (vring.up, vring.running) = (false, false);
         vring.base = base.unwrap_or(vring.base);
         self.port.set_usable(index, false);
     }
 
     /// Changes what is staged for a vring: with the ring stopped, and started again if it still can be.
     fn change(&mut self, index: u16, change: impl FnOnce(&mut Vring)) -> Result<Response, Refusal> {
-        if self.vring(index).running {
+        if self.vring(index).up {
             self.stop(index);
         }
         change(self.vring(index));
@@ -258,11 +305,12 @@ impl PortDevice {
     fn change_all(&mut self, change: impl FnOnce(&mut Self)) {
         let all = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
         for index in all.clone() {
-            if self.vring(index).running {
+            if self.vring(index).up {
                 self.stop(index);
             }
         }
         change(self);
+        self.look_through_iommu();
         self.settle_log();
         for index in all {
             if let Err(error) = self.settle(index) {
@@ -403,7 +451,7 @@ impl PortDevice {
             // QEMU says it once per queue pair, the later ones while the first may run.
             return Ok(Response::Done);
         }
-        if self.vrings.iter().any(|v| v.running) {
+        if self.vrings.iter().any(|v| v.up) {
             let logging = features::VHOST_F_LOG_ALL;
             if self.features.map(|now| now.without(logging)) != Some(features.without(logging)) {
                 return Err(Refusal::new("only VHOST_F_LOG_ALL can change while a vring runs"));
@@ -411,7 +459,12 @@ impl PortDevice {
             self.features = Some(features);
             return self.restart_all();
         }
-        self.change_all(|device| device.features = Some(features));
+        self.change_all(|device| {
+            device.features = Some(features);
+            if !device.behind_iommu() {
+                device.iommu.clear();
+            }
+        });
         Ok(Response::Done)
     }
 
@@ -422,10 +475,13 @@ impl PortDevice {
         self.in_flight_part(index).iter().for_each(InflightQueue::forget);
         let vring = self.vring(index);
         vring.kicked = false;
-        Response::VringState {
-            index,
-            num: vring.base,
+        let num = vring.base;
+        if self.behind_iommu() && !self.vrings.iter().any(|v| v.kicked) {
+            // The device stops. QEMU tells of no more invalidates, not even of those of a guest that boots anew.
+            self.iommu.clear();
+            self.look_through_iommu();
         }
+        Response::VringState { index, num }
     }
 
     fn set_enable(&mut self, index: u16, enable: bool) -> Result<Response, Refusal> {
@@ -452,6 +508,7 @@ impl PortDevice {
                 .zip(&device.vrings)
                 .filter_map(|(index, _)| device.in_flight_part(index));
             parts.for_each(|part| part.forget());
+            device.iommu.clear();
         });
         Response::Done
     }
@@ -538,6 +595,123 @@ impl PortDevice {
     }
 }
 
+/// Behind an IOMMU.
+impl PortDevice {
+    fn behind_iommu(&self) -> bool {
+        self.features
+            .is_some_and(|features| features.contains(features::VIRTIO_F_ACCESS_PLATFORM))
+    }
+
+    /// The channel that the front-end has handed over since the last call.
+    pub(super) fn take_backend(&mut self) -> Option<BackendChannel> {
+        self.backend.take()
+    }
+
+    /// Makes the rings' view of memory anew. Rings that run have yet to be given it.
+    fn look_through_iommu(&mut self) {
+        self.view = match self.behind_iommu() {
+            true => {
+                let areas: Vec<_> = self
+                    .ring_areas()
+                    .map(|area| (GuestAddr(area.addr.0), area.bytes, area.access))
+                    .collect();
+                let view = self.memory.behind(self.iommu.iotlb());
+                Arc::new(view.stitched(&areas, &self.view))
+            }
+            false => Arc::clone(&self.memory),
+        };
+    }
+
+    /// Where the rings are that run, or would if they could.
+    fn ring_areas(&self) -> impl Iterator<Item = Area> + '_ {
+        let vrings = 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        vrings
+            .filter_map(|index| self.ready(index))
+            .flat_map(|config| config.areas())
+    }
+
+    fn iotlb(&mut self, request: IotlbRequest) -> Result<Response, Refusal> {
+        if !self.behind_iommu() {
+            return Err(Refusal::new("VIRTIO_F_ACCESS_PLATFORM is not negotiated"));
+        }
+        match request {
+            IotlbRequest::Update(translation) => self.update(translation)?,
+            IotlbRequest::Invalidate(range) => self.iommu.invalidate(range),
+        }
+        self.look_through_iommu();
+        for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
+            // Behind this line no burst uses the view before: only then is the front-end answered.
+            if let Some(base) = self.port.queue(index).replace_mem(&self.view) {
+                let vring = self.vring(index);
+                (vring.running, vring.base) = (false, base);
+            }
+        }
+        self.settle_waiting();
+        self.search();
+        Ok(Response::Done)
+    }
+
+    fn update(&mut self, translation: Translation) -> Result<(), Refusal> {
+        let Translation { target, iova, .. } = translation;
+        if !self.memory.holds(target, iova.size()) {
+            return Err(Refusal::new(format!(
+                "IOTLB update: {target} and the {:#x} bytes behind it are not all in memory regions",
+                iova.size()
+            )));
+        }
+        let keep: Vec<_> = self
+            .ring_areas()
+            .filter_map(|area| IovaRange::new(GuestAddr(area.addr.0), area.bytes.into()))
+            .collect();
+        self.iommu.update(translation, &keep);
+        Ok(())
+    }
+
+    /// Starts the rings that waited for translations, if they are complete now.
+    fn settle_waiting(&mut self) {
+        for index in 0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX) {
+            let vring = self.vring_ref(index);
+            if !vring.kicked || vring.running {
+                continue;
+            }
+            if let Err(error) = self.settle(index) {
+                self.iommu
+                    .note(format!("{error}; it stops until it is set up again"));
+            }
+        }
+    }
+
+    /// A burst met addresses that are missing: asks for them, and for whatever else the ring will need.
+    pub(super) fn met_misses(&mut self) {
+        for (queue, vring) in self.port.queues.iter().zip(&mut self.vrings) {
+            vring.to_search |= vring.running && queue.has_missed();
+        }
+        self.search();
+    }
+
+    /// The front-end has answered a question of ours. If it could not, and a ring still waits, it is asked again.
+    pub(super) fn answered(&mut self, request: BackendRequest) {
+        self.iommu.answered(request);
+        self.settle_waiting();
+        self.met_misses();
+    }
+
+    /// Looks through the rings that may miss something, as long as questions may be asked.
+    fn search(&mut self) {
+        for (queue, vring) in self.port.queues.iter().zip(&mut self.vrings) {
+            if !vring.to_search || !self.iommu.has_room() {
+                continue;
+            }
+            let mut all = true;
+            queue.misses(&mut |miss| {
+                all = self.iommu.ask(miss);
+                all
+            });
+            vring.to_search = !all;
+        }
+    }
+}
+
 impl Device for PortDevice {
     fn handle(&mut self, request: Request) -> Result<Response, Refusal> {
         match request {
@@ -551,10 +725,13 @@ impl Device for PortDevice {
             Request::SetVringAddr(address) => self.set_address(address),
             Request::SetVringBase { index, base } => self.change(index, |v| v.base = base),
             Request::GetVringBase { index } => Ok(self.get_vring_base(index)),
-            Request::SetVringKick { index, fd } => self.change(index, |vring| {
-                vring.new |= !std::mem::replace(&mut vring.kicked, true);
-                vring.kick = fd.map(Arc::new);
-            }),
+            Request::SetVringKick { index, fd } => {
+                self.iommu.forgive();
+                self.change(index, |vring| {
+                    vring.new |= !std::mem::replace(&mut vring.kicked, true);
+                    vring.kick = fd.map(Arc::new);
+                })
+            }
             Request::SetVringCall { index, fd } => {
                 let call = fd.map(eventfd).transpose()?.map(Arc::new);
                 self.change(index, |vring| vring.call = call)
@@ -564,6 +741,14 @@ impl Device for PortDevice {
                 Ok(Response::Done)
             }
             Request::SetVringEnable { index, enable } => self.set_enable(index, enable),
+            Request::SetBackendReqFd(fd) => {
+                self.backend = Some(BackendChannel::new(fd).map_err(Refusal::new)?);
+                // What was asked on the one before is not answered any more.
+                self.iommu.forget_questions();
+                self.settle_waiting();
+                Ok(Response::Done)
+            }
+            Request::Iotlb(request) => self.iotlb(request),
             Request::SetLogBase { size, offset, fd } => self.set_log_base(size, offset, &fd),
             Request::SetLogFd(fd) => {
                 self.migration.set_notify(eventfd(fd)?);

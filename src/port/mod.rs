@@ -5,6 +5,7 @@
 //!
 //! * `options`, `lifecycle`, `tx_map`, `journal`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
+//! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
@@ -30,6 +31,7 @@ mod device_state;
 mod drain;
 mod errand;
 mod in_flight;
+mod iommu;
 mod journal;
 mod lifecycle;
 mod listener;

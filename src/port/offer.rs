@@ -59,9 +59,14 @@ pub(super) fn offloads(mode: Mode, switches: Switches) -> bool {
 
 /// The feature bits of a port (GET_FEATURES).
 pub fn features(mode: Mode, switches: Switches) -> Features {
-    match offloads(mode, switches) {
+    let offered = match offloads(mode, switches) {
         true => ALWAYS.with(WITH_OFFLOADS),
         false => ALWAYS.with(WITHOUT_OFFLOADS),
+    };
+    // As the stock ports: a switch for client ports alone.
+    match switches.iommu && mode == Mode::Client {
+        true => offered.with(features::VIRTIO_F_ACCESS_PLATFORM),
+        false => offered,
     }
 }
 
@@ -104,5 +109,18 @@ mod tests {
             // Not one bit more: a guest that acknowledged it could not go back to a stock port while it runs.
             assert_eq!(offered, Features(stock), "{mode:?} {switches:?}");
         }
+    }
+
+    #[test]
+    fn an_iommu_is_offered_to_front_ends_of_client_ports_and_only_when_the_operator_says_so() {
+        let offered = |iommu, mode| {
+            let switches = Switches {
+                iommu,
+                ..Switches::default()
+            };
+            features(mode, switches).contains(features::VIRTIO_F_ACCESS_PLATFORM)
+        };
+        assert!(offered(true, Mode::Client));
+        assert!(!offered(true, Mode::Server) && !offered(false, Mode::Client));
     }
 }

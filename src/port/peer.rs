@@ -197,6 +197,39 @@ impl Peer {
         }
     }
 
+    /// A poll thread met addresses that the front-end has not told yet: asks for them.
+    pub(super) fn rings_missed(&mut self, reactor: &Reactor, now: Instant) {
+        if let Some(device) = self.attachment.as_mut().and_then(Attachment::device) {
+            device.met_misses();
+        }
+        self.ask(reactor, now);
+    }
+
+    /// The front-end has answered what was asked on the back-end channel, or takes more questions.
+    pub(super) fn answered(&mut self, reactor: &Reactor, now: Instant) {
+        let id = self.id();
+        let trouble = self
+            .attachment
+            .as_mut()
+            .and_then(|attachment| attachment.take_answers(reactor, id));
+        if let Some(trouble) = trouble {
+            vhost_config!(self, now, Level::Info, "{trouble}");
+        }
+        self.ask(reactor, now);
+    }
+
+    /// Lets the device ask what it has to.
+    fn ask(&mut self, reactor: &Reactor, now: Instant) {
+        let id = self.id();
+        let notes = self
+            .attachment
+            .as_mut()
+            .map(|attachment| attachment.ask(reactor, id));
+        for note in notes.into_iter().flatten() {
+            vhost_config!(self, now, Level::Warn, "{note}");
+        }
+    }
+
     /// A front-end knocks.
     pub(super) fn acceptable(&mut self, reactor: &mut Reactor, now: Instant) {
         let accepted = self.listener.as_ref().map(Listener::accept);
@@ -254,6 +287,7 @@ impl Peer {
         if let Some(error) = heard.refused {
             vhost_config!(self, now, Level::Warn, "{error}");
         }
+        self.ask(reactor, now);
         self.publish(reactor, now);
         if is_back && self.port.has_faults() {
             self.rings_broke(now);

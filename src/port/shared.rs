@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::datapath::{Direction, Queue, Waker};
+use crate::datapath::{Direction, Queue, Wake, Waker};
 use crate::virtio::features::Features;
 
 use super::announce::Guest;
@@ -157,6 +157,8 @@ pub struct Port {
     pub(super) poisoned: AtomicBool,
     /// Set by whoever finds a ring broken, until the control thread has looked.
     pub(super) faults: Arc<AtomicBool>,
+    /// Set by whoever finds an address missing, likewise.
+    pub(super) misses: Arc<AtomicBool>,
     pub(super) max_frame: AtomicU32,
     pub(super) tx_retries: AtomicU32,
     pub(super) drops: Drops,
@@ -181,12 +183,17 @@ impl Port {
             Mode::Client => None,
             Mode::Server => Some(listen(name, &env.sockets, &*host)?),
         };
-        let faults = Arc::new(AtomicBool::new(false));
+        let (faults, misses) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let waker: Waker = {
-            let (faults, control) = (Arc::clone(&faults), env.control.clone());
-            Arc::new(move || {
-                // Release: pairs with the control thread's swap; it then sees the fault itself.
-                faults.store(true, Ordering::Release);
+            let (faults, misses) = (Arc::clone(&faults), Arc::clone(&misses));
+            let control = env.control.clone();
+            Arc::new(move |wake| {
+                let news = match wake {
+                    Wake::Broken => &faults,
+                    Wake::Missed => &misses,
+                };
+                // Release: pairs with the control thread's load; it then sees the fault or the miss itself.
+                news.store(true, Ordering::Release);
                 control.poke();
             })
         };
@@ -218,6 +225,7 @@ impl Port {
             attached: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             faults,
+            misses,
             max_frame: AtomicU32::new(DEFAULT_MTU + FRAME_OVERHEAD),
             tx_retries: AtomicU32::new(Options::default().tx_retries),
             drops: Drops::default(),

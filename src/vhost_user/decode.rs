@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
+use super::iotlb::IotlbRequest;
 use super::message::{Fields, Short, VringAddr, MAX_REGIONS, U64_SIZE};
 use super::state::Transfer;
 use crate::memory::{FrontendAddr, GuestAddr, InflightDesc, RegionDesc};
@@ -88,6 +89,10 @@ pub enum Request {
         /// On or off.
         enable: bool,
     },
+    /// The socket for requests of the back-end.
+    SetBackendReqFd(OwnedFd),
+    /// News of the front-end's IOMMU. Legal only with VIRTIO_F_ACCESS_PLATFORM, which the device knows.
+    Iotlb(IotlbRequest),
     /// The MTU the guest is told, 68 to 65535.
     SetMtu(u16),
     /// Announce the guest with this MAC address by a RARP frame.
@@ -225,6 +230,18 @@ pub enum Malformed {
     /// An MTU that Ethernet does not have.
     #[error("MTU {0}, expected 68 to 65535")]
     Mtu(u64),
+    /// An IOTLB message of a type that is not the front-end's, of no or wrapping addresses, or of no permission.
+    #[error("IOTLB message of type {kind}, permission {perm}, {size:#x} bytes at {iova:#x}")]
+    Iotlb {
+        /// First I/O virtual address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+        /// Bits of what the device may do.
+        perm: u8,
+        /// `VHOST_IOTLB_*`.
+        kind: u8,
+    },
     /// An in-flight buffer for queues that there are none of.
     #[error(
         "in-flight buffer for {num_queues} vrings of {queue_size}, this device has {vrings} of at most 32768"
@@ -479,6 +496,15 @@ pub(super) fn net_set_mtu(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
         Ok(mtu @ MIN_MTU..) => device(Request::SetMtu(mtu)),
         _ => Err(Malformed::Mtu(mtu)),
     }
+}
+
+pub(super) fn set_backend_req_fd(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {
+    let fd = parts.fds.pop().ok_or(Malformed::Fds {
+        got: 0,
+        min: 1,
+        max: 1,
+    })?;
+    device(Request::SetBackendReqFd(fd))
 }
 
 pub(super) fn set_status(mut parts: Parts<'_>) -> Result<Decoded, Malformed> {

@@ -44,6 +44,10 @@ impl ProtocolFeatures {
     pub const REPLY_ACK: ProtocolFeatures = ProtocolFeatures(1 << 3);
     /// NET_SET_MTU.
     pub const NET_MTU: ProtocolFeatures = ProtocolFeatures(1 << 4);
+    /// SET_BACKEND_REQ_FD: requests of the back-end.
+    pub const BACKEND_REQ: ProtocolFeatures = ProtocolFeatures(1 << 5);
+    /// The back-end may send descriptors with its requests. That it never does is its own affair.
+    pub const BACKEND_SEND_FD: ProtocolFeatures = ProtocolFeatures(1 << 10);
     /// POSTCOPY_ADVISE, POSTCOPY_LISTEN, POSTCOPY_END.
     pub const PAGEFAULT: ProtocolFeatures = ProtocolFeatures(1 << 8);
     /// GET_CONFIG and SET_CONFIG.
@@ -68,6 +72,8 @@ impl ProtocolFeatures {
             | Self::RARP.0
             | Self::REPLY_ACK.0
             | Self::NET_MTU.0
+            | Self::BACKEND_REQ.0
+            | Self::BACKEND_SEND_FD.0
             | Self::PAGEFAULT.0
             | Self::CONFIG.0
             | Self::INFLIGHT_SHMFD.0
@@ -121,6 +127,8 @@ mod tests {
             (ProtocolFeatures::RARP, "RARP"),
             (ProtocolFeatures::REPLY_ACK, "REPLY_ACK"),
             (ProtocolFeatures::NET_MTU, "NET_MTU"),
+            (ProtocolFeatures::BACKEND_REQ, "BACKEND_REQ"),
+            (ProtocolFeatures::BACKEND_SEND_FD, "BACKEND_SEND_FD"),
             (ProtocolFeatures::PAGEFAULT, "PAGEFAULT"),
             (ProtocolFeatures::CONFIG, "CONFIG"),
             (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),

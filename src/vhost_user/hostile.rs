@@ -11,7 +11,7 @@ use super::message::{Flags, Header, HEADER_SIZE};
 use super::requests::TABLE;
 use super::session::{Next, Session};
 use super::socket::{Connection, Received};
-use super::testing::{mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
+use super::testing::{iotlb, mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
 
 /// The back-end's side of one connection, driven as a port's control thread drives it.
 struct Backend {
@@ -188,7 +188,26 @@ fn each_message_of_the_attack_corpus_closes_the_connection() {
         ("SET_MEM_TABLE without descriptors", 5, mem_table(8), 0),
         ("SET_MEM_TABLE short of a descriptor", 5, mem_table(8), 7),
         ("SET_MEM_TABLE with 9 descriptors", 5, mem_table(8), 9),
-        ("SET_BACKEND_REQ_FD, not offered", 21, vec![], 1),
+        ("SET_BACKEND_REQ_FD without a descriptor", 21, vec![], 0),
+        ("SET_BACKEND_REQ_FD with two descriptors", 21, vec![], 2),
+        (
+            "IOTLB_MSG update that wraps",
+            22,
+            iotlb(u64::MAX, 2, 0x1000, 3, 2),
+            0,
+        ),
+        (
+            "IOTLB_MSG update of no bytes",
+            22,
+            iotlb(0x1000, 0, 0x1000, 3, 2),
+            0,
+        ),
+        (
+            "IOTLB_MSG miss of the front-end",
+            22,
+            iotlb(0x1000, 0x1000, 0x1000, 3, 1),
+            0,
+        ),
         ("POSTCOPY_ADVISE with a descriptor of its own", 28, vec![], 1),
         (
             "a region that is acknowledged with an error",

@@ -118,6 +118,10 @@ impl Flags {
 
     /// The flags of every reply: version 1 and the reply bit, nothing else. QEMU refuses all others.
     pub const OF_A_REPLY: Flags = Flags(Flags::VERSION | Flags::REPLY);
+    /// The flags of a request of ours that wants an answer.
+    pub const OF_A_QUESTION: Flags = Flags(Flags::VERSION | Flags::NEED_REPLY);
+    /// The flags of a request of ours that wants none.
+    pub const OF_A_NOTE: Flags = Flags(Flags::VERSION);
 
     /// Whether the sender asks for an answer.
     pub fn need_reply(self) -> bool {

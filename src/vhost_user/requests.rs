@@ -11,6 +11,7 @@ use super::config_space;
 use super::decode::{self, Decoded, Decoder, Malformed, Parts, VRING_NOFD};
 use super::features::ProtocolFeatures;
 use super::inflight::{INFLIGHT_SIZE, PADDED_INFLIGHT_SIZE};
+use super::iotlb::{iotlb_msg, IOTLB_SIZE};
 use super::message::{
     Fields, CONFIG_HEADER_SIZE, LOG_SIZE, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE,
     SINGLE_REGION_SIZE, U64_SIZE, VRING_ADDR_SIZE, VRING_STATE_SIZE,
@@ -236,10 +237,12 @@ const STATE: PayloadRule = PayloadRule::Exact(VRING_STATE_SIZE);
 const ADDR: PayloadRule = PayloadRule::Exact(VRING_ADDR_SIZE);
 const LOG: PayloadRule = PayloadRule::Exact(LOG_SIZE);
 const PAGEFAULT: Gate = Gate::Negotiated(ProtocolFeatures::PAGEFAULT);
+const IOTLB: PayloadRule = PayloadRule::Exact(IOTLB_SIZE);
 const MQ: Gate = Gate::Negotiated(ProtocolFeatures::MQ);
 const SHMFD: Gate = Gate::Negotiated(ProtocolFeatures::LOG_SHMFD);
 const RARP: Gate = Gate::Negotiated(ProtocolFeatures::RARP);
 const NET_MTU: Gate = Gate::Negotiated(ProtocolFeatures::NET_MTU);
+const BACKEND: Gate = Gate::Negotiated(ProtocolFeatures::BACKEND_REQ);
 const RESET: Gate = Gate::Negotiated(ProtocolFeatures::RESET_DEVICE);
 const INFLIGHT: Gate = Gate::Negotiated(ProtocolFeatures::INFLIGHT_SHMFD);
 const CONFIG: Gate = Gate::Negotiated(ProtocolFeatures::CONFIG);
@@ -281,8 +284,8 @@ pub static TABLE: [Row; 45] = {
     on( 18, "VHOST_USER_SET_VRING_ENABLE",      STATE,    None,      PF,      Ack, set_vring_enable),
     on( 19, "VHOST_USER_SEND_RARP",             NUMBER,   None,      RARP,    Ack, send_rarp),
     on( 20, "VHOST_USER_NET_SET_MTU",           NUMBER,   None,      NET_MTU, Ack, net_set_mtu),
-    off(21, "VHOST_USER_SET_BACKEND_REQ_FD"),
-    off(22, "VHOST_USER_IOTLB_MSG"),
+    on( 21, "VHOST_USER_SET_BACKEND_REQ_FD",    EMPTY,    One,       BACKEND, Ack, set_backend_req_fd),
+    on( 22, "VHOST_USER_IOTLB_MSG",             IOTLB,    None,      Open,    Ack, iotlb_msg),
     off(23, "VHOST_USER_SET_VRING_ENDIAN"),
     on( 24, "VHOST_USER_GET_CONFIG",            Config,   None,      CONFIG,  Answer::Config, get_config),
     on( 25, "VHOST_USER_SET_CONFIG",            Config,   None,      CONFIG,  Ack, set_config),
@@ -342,7 +345,7 @@ mod tests {
     #[test]
     fn this_version_handles_these_requests_and_no_others() {
         let ids: Vec<u32> = handled().map(|(row, _)| row.id).collect();
-        let expected: Vec<u32> = (0..=20)
+        let expected: Vec<u32> = (0..=22)
             .chain(24..=25)
             .chain(28..=32)
             .chain([34])

@@ -44,6 +44,11 @@ pub(super) fn state(index: u32, num: u32) -> Vec<u8> {
         .collect()
 }
 
+/// An IOTLB message.
+pub(super) fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
+    [numbers(&[iova, size, uaddr]), vec![perm, kind, 0, 0, 0, 0, 0, 0]].concat()
+}
+
 /// An in-flight description, padded, of a buffer that is long enough.
 pub(super) fn inflight(queues: u16, size: u16) -> Vec<u8> {
     let [low, high] = [queues, size].map(u16::to_ne_bytes);
@@ -87,6 +92,8 @@ pub(super) fn sample(id: u32) -> (Vec<u8>, usize) {
         18 => (state(1, 1), 0),
         19 => (vec![0x52, 0x54, 0, 1, 2, 3, 0, 0], 0),
         20 => (numbers(&[1500]), 0),
+        21 => (Vec::new(), 1),
+        22 => (iotlb(0x1000, 0x1000, 0x7f00_0000_0000, 3, 2), 0),
         24 | 25 => (config(0, 12, 0), 0),
         31 => (inflight(2, 256), 0),
         32 => (inflight(2, 256), 1),

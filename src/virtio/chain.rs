@@ -38,6 +38,12 @@ pub enum ChainError {
         /// Bytes from there that the driver asked for.
         len: u32,
     },
+    /// An indirect table of which no region maps the entry due next.
+    #[error("indirect table entry at {0} is not mapped")]
+    TableUnmapped(
+        /// The first address of the entry; where it goes on may be what is not mapped.
+        GuestAddr,
+    ),
     /// The lengths add up to more than 32 bits hold.
     #[error("chain of more than 2^32 bytes")]
     TooManyBytes,
@@ -118,7 +124,7 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
 #[inline]
 pub fn prefetch_second<R: DescRing>(ring: &R, index: u16, desc: &Desc, cursor: &mut Cursor<'_>) {
     if desc.has(VIRTQ_DESC_F_INDIRECT) {
-        if let Some(table) = cursor.prefix(desc.addr(), DESC_SIZE) {
+        if let Some(table) = cursor.readable_prefix(desc.addr(), DESC_SIZE) {
             table.prefetch_read(0..DESC_SIZE);
         }
     } else if desc.has(VIRTQ_DESC_F_NEXT) {
@@ -192,6 +198,11 @@ impl<'m, R: DescRing, D: Direction> Chain<'m, R, D> {
         };
         self.rest = (next, left);
         Ok(Some(slice))
+    }
+
+    /// Passes over what is left of the descriptor taken last: of one that is not mapped, to look at the others.
+    pub fn skip(&mut self) {
+        self.rest.1 = 0;
     }
 
     /// Descriptors taken so far.
@@ -304,12 +315,11 @@ fn fetch_entry(
     index: u16,
     cursor: &mut Cursor<'_>,
 ) -> Result<[u8; DESC_SIZE as usize], ChainError> {
-    let unmapped = ChainError::Unmapped { addr, len: DESC_SIZE };
     let addr = addr
         .checked_add(u64::from(DESC_SIZE) * u64::from(index))
-        .ok_or(unmapped)?;
-    let unmapped = ChainError::Unmapped { addr, len: DESC_SIZE };
-    let slice = cursor.prefix(addr, DESC_SIZE).ok_or(unmapped)?;
+        .ok_or(ChainError::TableUnmapped(addr))?;
+    let unmapped = ChainError::TableUnmapped(addr);
+    let slice = cursor.readable_prefix(addr, DESC_SIZE).ok_or(unmapped)?;
     match slice.read_array() {
         Some(bytes) => Ok(bytes),
         None => {

@@ -16,8 +16,8 @@ use super::chain::DescRing;
 use super::desc::{
     desc_table_bytes, Desc, DESC_SIZE, MAX_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
-use super::ring::{area, LayoutError, RingAddrs};
-use crate::memory::{cpu, crash, MemTable};
+use super::ring::{area, Area, LayoutError, RingAddrs};
+use crate::memory::{cpu, crash, Access, MemTable};
 
 /// The driver's bit: equal to its wrap counter when it made the descriptor available.
 pub const VIRTQ_DESC_F_AVAIL: u16 = 1 << 7;
@@ -153,6 +153,30 @@ pub struct PackedMem {
     device: NonNull<u8>,
     mem: Arc<MemTable>,
     size: u16,
+    addrs: RingAddrs,
+}
+
+/// The areas of a packed ring of `size` descriptors: the ring, driver and device event suppression.
+pub fn packed_areas(size: u16, addrs: RingAddrs) -> [Area; 3] {
+    use Access::{Read, ReadWrite};
+    let rows = [
+        (
+            "descriptor ring",
+            addrs.desc,
+            desc_table_bytes(size),
+            16,
+            ReadWrite,
+        ),
+        ("driver event suppression", addrs.driver, EVENT_BYTES, 4, Read),
+        (
+            "device event suppression",
+            addrs.device,
+            EVENT_BYTES,
+            4,
+            ReadWrite,
+        ),
+    ];
+    rows.map(Area::row)
 }
 
 // SAFETY: the pointers stand for memory of the process that `mem` keeps mapped.
@@ -170,16 +194,27 @@ impl PackedMem {
         if !(1..=MAX_SIZE).contains(&size) {
             return Err(LayoutError::PackedSize(size));
         }
-        let desc = area(&mem, "descriptor ring", addrs.desc, desc_table_bytes(size), 16)?;
-        let driver = area(&mem, "driver event suppression", addrs.driver, EVENT_BYTES, 4)?;
-        let device = area(&mem, "device event suppression", addrs.device, EVENT_BYTES, 4)?;
+        let [desc, driver, device] = packed_areas(size, addrs);
         Ok(Self {
-            desc,
-            driver,
-            device,
+            desc: area(&mem, desc)?,
+            driver: area(&mem, driver)?,
+            device: area(&mem, device)?,
             mem,
             size,
+            addrs,
         })
+    }
+
+    /// Goes on with another table, if the ring lies in the same memory there; says whether it does.
+    pub fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool {
+        let Ok(new) = Self::new(Arc::clone(mem), self.size, self.addrs) else {
+            return false;
+        };
+        let same = [new.desc, new.driver, new.device] == [self.desc, self.driver, self.device];
+        if same {
+            *self = new;
+        }
+        same
     }
 
     /// The table that maps the ring, for the addresses in its descriptors.

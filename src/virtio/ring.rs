@@ -15,7 +15,7 @@ use super::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, ENTRIES_OFFSET, IDX_OFFSET,
     MAX_SIZE,
 };
-use crate::memory::{cpu, crash, FrontendAddr, MemTable};
+use crate::memory::{cpu, crash, Access, FrontendAddr, MemTable};
 
 /// Why three addresses and a size are not a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum LayoutError {
 }
 
 /// Where a front-end says a ring is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddrs {
     /// Descriptor table, or packed descriptor ring.
     pub desc: FrontendAddr,
@@ -59,16 +59,57 @@ pub struct RingAddrs {
     pub device: FrontendAddr,
 }
 
+/// One of the three areas of a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Area {
+    /// `descriptor table`, `avail ring`, `used ring`, or what a packed ring has in their place.
+    pub name: &'static str,
+    /// Where the front-end says it is.
+    pub addr: FrontendAddr,
+    /// Its length.
+    pub bytes: u32,
+    /// The alignment it must have.
+    pub align: usize,
+    /// What the device does there.
+    pub access: Access,
+}
+
+/// The areas of a split ring of `size` entries: descriptor table, avail ring, used ring.
+pub fn split_areas(size: u16, addrs: RingAddrs) -> [Area; 3] {
+    use Access::{Read, ReadWrite};
+    let rows = [
+        ("descriptor table", addrs.desc, desc_table_bytes(size), 16, Read),
+        ("avail ring", addrs.driver, avail_bytes(size), 2, Read),
+        ("used ring", addrs.device, used_bytes(size), 4, ReadWrite),
+    ];
+    rows.map(Area::row)
+}
+
+impl Area {
+    pub(super) fn row(
+        (name, addr, bytes, align, access): (&'static str, FrontendAddr, u32, usize, Access),
+    ) -> Self {
+        Self {
+            name,
+            addr,
+            bytes,
+            align,
+            access,
+        }
+    }
+}
+
 /// Finds one area of a ring.
-pub(super) fn area(
-    mem: &MemTable,
-    area: &'static str,
-    addr: FrontendAddr,
-    bytes: u32,
-    align: usize,
-) -> Result<NonNull<u8>, LayoutError> {
+pub(super) fn area(mem: &MemTable, area: Area) -> Result<NonNull<u8>, LayoutError> {
+    let Area {
+        name: area,
+        addr,
+        bytes,
+        align,
+        access,
+    } = area;
     let slice = mem
-        .frontend(addr, bytes)
+        .ring_area(addr, bytes, access)
         .ok_or(LayoutError::Unmapped { area, addr, bytes })?;
     match NonNull::new(slice.as_ptr()) {
         Some(start) if slice.as_ptr().addr() % align == 0 => Ok(start),
@@ -87,6 +128,7 @@ pub struct SplitMem {
     used: NonNull<u8>,
     mem: Arc<MemTable>,
     size: u16,
+    addrs: RingAddrs,
 }
 
 // SAFETY: the pointers stand for memory of the process that `mem` keeps mapped.
@@ -104,16 +146,27 @@ impl SplitMem {
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(LayoutError::Size(size));
         }
-        let desc = area(&mem, "descriptor table", addrs.desc, desc_table_bytes(size), 16)?;
-        let avail = area(&mem, "avail ring", addrs.driver, avail_bytes(size), 2)?;
-        let used = area(&mem, "used ring", addrs.device, used_bytes(size), 4)?;
+        let [desc, avail, used] = split_areas(size, addrs);
         Ok(Self {
-            desc,
-            avail,
-            used,
+            desc: area(&mem, desc)?,
+            avail: area(&mem, avail)?,
+            used: area(&mem, used)?,
             mem,
             size,
+            addrs,
         })
+    }
+
+    /// Goes on with another table, if the ring lies in the same memory there; says whether it does.
+    pub fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool {
+        let Ok(new) = Self::new(Arc::clone(mem), self.size, self.addrs) else {
+            return false;
+        };
+        let same = [new.desc, new.avail, new.used] == [self.desc, self.avail, self.used];
+        if same {
+            *self = new;
+        }
+        same
     }
 
     /// The table that maps the ring, for the addresses in its descriptors.

@@ -135,7 +135,7 @@ impl<D: DeviceArea> World<D> {
                 break driver;
             }
         };
-        let queue = Queue::new(direction, Arc::new(|| {}));
+        let queue = Queue::new(direction, Arc::new(|_| {}));
         queue.set_enabled(true);
         let mut config = driver.config(7);
         // What else may be done besides moving bytes, and so by the same code.

@@ -4,9 +4,11 @@ use super::{broken, look, PackedRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::frame::{gather, take, Taken, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
+use crate::memory::Access;
 use crate::virtio::chain::{Chain, DescRing, Extent, Readable};
 use crate::virtio::packed_ring::Used;
 
@@ -71,13 +73,15 @@ impl<const SET: usize> PackedRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Read));
+        }
         self.finish(&tally, counters);
         Burst {
             slots: frames,
             frames,
             large,
-            broken: fault.is_some(),
+            halted: fault.is_some(),
             ..Burst::default()
         }
     }

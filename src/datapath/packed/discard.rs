@@ -1,6 +1,6 @@
 //! What a packed transmitq gets while it is started and disabled: its buffers back, unread.
 
-use super::{broken, PackedRing};
+use super::{broken, Halt, PackedRing};
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
@@ -30,7 +30,7 @@ impl<const SET: usize> PackedRing<SET> {
                     chains += 1;
                 }
                 Err(error) => {
-                    self.fault = Some(broken(at, error));
+                    self.halt = Some(Halt::Fault(broken(at, error)));
                     break;
                 }
             }
@@ -38,7 +38,7 @@ impl<const SET: usize> PackedRing<SET> {
         self.finish(&Tally::default(), counters);
         Burst {
             frames: chains,
-            broken: self.fault.is_some(),
+            halted: self.halt.is_some(),
             ..Burst::default()
         }
     }

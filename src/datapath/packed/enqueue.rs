@@ -7,10 +7,11 @@ use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::{extra, Dirty};
 use crate::datapath::frame::{self, own, put, scatter, Content, Put, Writer, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
-use crate::memory::Cursor;
+use crate::memory::{Access, Cursor};
 use crate::virtio::chain::{Chain, DescRing, Writable};
 use crate::virtio::packed_ring::{PackedMem, Position, Used};
 
@@ -19,7 +20,7 @@ impl<const SET: usize> PackedRing<SET> {
     pub(super) fn enqueue_available(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, staged, first) = (&self.mem, &mut self.staged, self.next);
         let log = extra::<Bits<SET>, _>(&self.log).map(PackedLog::data);
-        let Some(mut cursor) = mem.mem().cursor(self.hint) else {
+        let Some(mut cursor) = mem.mem().cursor_to_write(self.hint) else {
             return Burst::default();
         };
         let mut ahead = look::<Writable>(mem, &mut cursor, first, burst(slots.len()));
@@ -89,10 +90,12 @@ impl<const SET: usize> PackedRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Write));
+        }
         self.finish(&tally, counters);
         Burst {
-            broken: fault.is_some(),
+            halted: fault.is_some(),
             ..outcome
         }
     }

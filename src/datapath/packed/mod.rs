@@ -13,20 +13,23 @@ mod enqueue;
 mod inflight;
 mod resume;
 
+use std::sync::Arc;
+
 use self::dirty::PackedLog;
 use self::inflight::Track;
-use super::ahead::{Ahead, Plan};
+use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
-use super::config::{FaultReason, RingConfig, RingError, RingFault};
+use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
 use super::dirty::extra;
+use super::miss::{self, Halt, Search, AHEAD};
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, Start};
+use super::ring::{Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::{cpu, Cursor};
-use crate::virtio::chain::{ChainError, DescRing, Direction};
-use crate::virtio::desc::VIRTQ_DESC_F_NEXT;
+use crate::memory::{cpu, Cursor, MemTable, Miss};
+use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
+use crate::virtio::desc::{Desc, VIRTQ_DESC_F_NEXT};
 use crate::virtio::notify::packed_driver_wants_call;
 use crate::virtio::packed_ring::{
     Event, PackedMem, Position, Used, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE,
@@ -46,7 +49,7 @@ struct PackedRing<const SET: usize> {
     staged: Staged,
     track: Option<Track>,
     log: Option<Box<PackedLog>>,
-    fault: Option<FaultReason>,
+    halt: Option<Halt>,
     offloads: Offloads,
 }
 
@@ -132,7 +135,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         log,
-        fault: None,
+        halt: None,
         offloads,
     })
 }
@@ -196,11 +199,30 @@ impl<const SET: usize> Ring for PackedRing<SET> {
         self.mem.size()
     }
 
-    fn fault(&self) -> Option<RingFault> {
-        self.fault.map(|reason| RingFault {
-            vring: self.vring,
-            reason,
-        })
+    fn vring(&self) -> u16 {
+        self.vring
+    }
+
+    fn take_halt(&mut self) -> Option<Halt> {
+        self.halt.take()
+    }
+
+    fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool {
+        self.mem.replace_mem(mem)
+    }
+
+    fn misses(&self, direction: config::Direction, visit: &mut dyn FnMut(Miss) -> bool) {
+        let Some(search) = Search::new(self.mem.mem(), direction, visit) else {
+            return;
+        };
+        match direction {
+            config::Direction::Dequeue => self.search::<Readable>(search),
+            config::Direction::Enqueue => self.search::<Writable>(search),
+        }
+    }
+
+    fn look_ahead(&self, direction: config::Direction) -> Option<Miss> {
+        miss::peek(self.mem.mem(), self.soon()?, direction.access())
     }
 
     fn call(&self, counters: &Counters) {
@@ -232,6 +254,31 @@ impl<const SET: usize> PackedRing<SET> {
         if self.call.is_possible() && self.wants_call(descs) {
             self.call.signal(counters);
         }
+    }
+
+    /// Looks at each available chain.
+    fn search<'m, D: Direction>(&'m self, mut search: Search<'_, 'm>) {
+        let (mut at, mut left) = (self.next, self.mem.size().min(AHEAD));
+        while let Some(first) = self.mem.desc(at.index).filter(|desc| at.is_available(desc.flags)) {
+            let chain = Chain::<_, D>::new(&self.mem, at.index, first, Bits::<SET>::INDIRECT);
+            let Some((extent, rest)) = search
+                .chain(chain)
+                .and_then(|extent| Some((extent, left.checked_sub(extent.descs)?)))
+            else {
+                break;
+            };
+            left = rest;
+            at = at.advance(extent.descs, self.mem.size());
+        }
+    }
+
+    /// An available descriptor that is due about a burst from now, or sooner if there are not so many.
+    fn soon(&self) -> Option<Desc> {
+        let available = |ahead: u16| {
+            let at = self.next.advance(ahead.min(self.mem.size() - 1), self.mem.size());
+            self.mem.desc(at.index).filter(|desc| at.is_available(desc.flags))
+        };
+        [burst(BURST) - 1, 15, 7, 3, 1, 0].into_iter().find_map(available)
     }
 
     #[inline(always)]

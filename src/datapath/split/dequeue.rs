@@ -6,9 +6,11 @@ use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
 use crate::datapath::frame::{gather, take, Taken, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
+use crate::memory::Access;
 use crate::virtio::chain::{Chain, Readable};
 
 impl<const SET: usize> SplitRing<SET> {
@@ -64,13 +66,15 @@ impl<const SET: usize> SplitRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Read));
+        }
         self.finish(chains, &tally, counters);
         Burst {
             slots: frames,
             frames,
             large,
-            broken: fault.is_some(),
+            halted: fault.is_some(),
             ..Burst::default()
         }
     }

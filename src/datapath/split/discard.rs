@@ -1,6 +1,6 @@
 //! What a split transmitq gets while it is started and disabled: its buffers back, unread.
 
-use super::{beyond, SplitRing};
+use super::{beyond, Halt, SplitRing};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
@@ -19,7 +19,7 @@ impl<const SET: usize> SplitRing<SET> {
             let head = mem.avail_entry(avail);
             if head >= mem.size() {
                 let error = beyond(mem, head);
-                self.fault = Some(FaultReason::Chain { avail, head, error });
+                self.halt = Some(Halt::Fault(FaultReason::Chain { avail, head, error }));
                 break;
             }
             mem.write_used(avail, head, 0);

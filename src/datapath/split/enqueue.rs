@@ -7,10 +7,11 @@ use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
 use crate::datapath::frame::{self, own, put, scatter, Content, Put, Writer, WORK};
+use crate::datapath::miss::Halt;
 use crate::datapath::ring::{Burst, BURST};
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::TxSlot;
-use crate::memory::Cursor;
+use crate::memory::{Access, Cursor};
 use crate::virtio::chain::{Chain, DescRing, Writable};
 use crate::virtio::ring::SplitMem;
 
@@ -18,7 +19,7 @@ impl<const SET: usize> SplitRing<SET> {
     /// A burst to a ring with `ready` chains, more than none.
     pub(super) fn enqueue_ready(&mut self, ready: u16, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
         let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
-        let Some(mut cursor) = mem.mem().cursor(self.hint) else {
+        let Some(mut cursor) = mem.mem().cursor_to_write(self.hint) else {
             return Burst::default();
         };
         let ahead = look::<Writable>(mem, &mut cursor, next, ready.min(burst(slots.len())));
@@ -82,10 +83,12 @@ impl<const SET: usize> SplitRing<SET> {
             }
         }
         self.hint = cursor.hint();
-        self.fault = fault;
+        if let Some(reason) = fault {
+            self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Write));
+        }
         self.finish(chains, &tally, counters);
         Burst {
-            broken: fault.is_some(),
+            halted: fault.is_some(),
             ..outcome
         }
     }

@@ -9,20 +9,23 @@ mod discard;
 mod enqueue;
 mod inflight;
 
+use std::sync::Arc;
+
 use self::dirty::SplitLog;
 use self::inflight::Track;
-use super::ahead::{Ahead, Plan};
+use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
-use super::config::{FaultReason, RingConfig, RingError, RingFault};
+use super::config::{self, FaultReason, RingConfig, RingError};
 use super::counters::{Counters, Tally};
 use super::dirty::extra;
+use super::miss::{self, Halt, Search, AHEAD};
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, Start};
+use super::ring::{Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
-use crate::memory::{cpu, Cursor};
-use crate::virtio::chain::{ChainError, DescRing, Direction};
-use crate::virtio::desc::VIRTQ_USED_F_NO_NOTIFY;
+use crate::memory::{cpu, Cursor, MemTable, Miss};
+use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
+use crate::virtio::desc::{Desc, VIRTQ_USED_F_NO_NOTIFY};
 use crate::virtio::notify::driver_wants_call;
 use crate::virtio::ring::{RingAddrs, SplitMem};
 
@@ -38,7 +41,7 @@ struct SplitRing<const SET: usize> {
     call: Call,
     track: Option<Track>,
     log: Option<Box<SplitLog>>,
-    fault: Option<FaultReason>,
+    halt: Option<Halt>,
     offloads: Offloads,
 }
 
@@ -146,7 +149,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         call,
         track,
         log,
-        fault: None,
+        halt: None,
         offloads,
     })
 }
@@ -215,11 +218,30 @@ impl<const SET: usize> Ring for SplitRing<SET> {
         self.mem.size()
     }
 
-    fn fault(&self) -> Option<RingFault> {
-        self.fault.map(|reason| RingFault {
-            vring: self.vring,
-            reason,
-        })
+    fn vring(&self) -> u16 {
+        self.vring
+    }
+
+    fn take_halt(&mut self) -> Option<Halt> {
+        self.halt.take()
+    }
+
+    fn replace_mem(&mut self, mem: &Arc<MemTable>) -> bool {
+        self.mem.replace_mem(mem)
+    }
+
+    fn misses(&self, direction: config::Direction, visit: &mut dyn FnMut(Miss) -> bool) {
+        let Some(search) = Search::new(self.mem.mem(), direction, visit) else {
+            return;
+        };
+        match direction {
+            config::Direction::Dequeue => self.search::<Readable>(search),
+            config::Direction::Enqueue => self.search::<Writable>(search),
+        }
+    }
+
+    fn look_ahead(&self, direction: config::Direction) -> Option<Miss> {
+        miss::peek(self.mem.mem(), self.soon()?, direction.access())
     }
 
     fn call(&self, counters: &Counters) {
@@ -242,18 +264,43 @@ impl<const SET: usize> SplitRing<SET> {
 
     #[cold]
     fn avail_jumped(&mut self, avail: u16) {
-        self.fault = Some(FaultReason::AvailJump {
+        self.halt = Some(Halt::Fault(FaultReason::AvailJump {
             avail,
             next: self.next,
             size: self.mem.size(),
-        });
+        }));
+    }
+
+    /// Looks at each available chain.
+    fn search<'m, D: Direction>(&'m self, mut search: Search<'_, 'm>) {
+        for at in 0..self.backlog().min(AHEAD) {
+            let head = self.mem.avail_entry(self.next.wrapping_add(at));
+            let chain = |first| Chain::<_, D>::new(&self.mem, head, first, Bits::<SET>::INDIRECT);
+            if self
+                .mem
+                .desc(head)
+                .and_then(|first| search.chain(chain(first)))
+                .is_none()
+            {
+                break;
+            }
+        }
+    }
+
+    /// The first descriptor of a chain that is due a burst from now, or of the last one before that.
+    fn soon(&self) -> Option<Desc> {
+        let ready = self.backlog().min(burst(BURST));
+        let head = self
+            .mem
+            .avail_entry(self.next.wrapping_add(ready.checked_sub(1)?));
+        self.mem.desc(head)
     }
 
     /// The outcome of a burst that found nothing to do.
     #[inline(always)]
     fn idle(&self) -> Burst {
         Burst {
-            broken: self.fault.is_some(),
+            halted: self.halt.is_some(),
             ..Burst::default()
         }
     }

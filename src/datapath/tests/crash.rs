@@ -64,7 +64,7 @@ impl<D: Virtqueue> Stage<D> {
 
     /// Another process takes over: it has the guest's memory, the buffer, and a base that says nothing.
     fn successor(&mut self) {
-        self.rig.queue = Queue::new(self.direction(), Arc::new(|| {}));
+        self.rig.queue = Queue::new(self.direction(), Arc::new(|_| {}));
         self.rig.queue.set_enabled(true);
         let config = RingConfig {
             base: self.scene.base(),

@@ -6,6 +6,7 @@ mod bridged;
 mod dpdk;
 mod fault;
 mod hotplug;
+mod iommu;
 mod migration;
 mod numbered;
 mod offload;
@@ -169,6 +170,9 @@ const CASES: &[Case] = &[
         &[Need::Guests, Need::Hugepages],
         vm::dpdk_init_at_run_time,
     ),
+    plugin("iommu/split", &[Need::Guests], iommu::split),
+    plugin("iommu/packed", &[Need::Guests], iommu::packed),
+    plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
     both("offload/tso", &[Need::Guests], offload::tso),
     plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),
     plugin("offload/to-bare", &[Need::Guests], offload::to_bare),

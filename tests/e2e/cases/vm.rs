@@ -58,7 +58,7 @@ fn two_guests(ctx: &Ctx, kinds: [Kind; 2], guest: Guest, dpdk: bool) -> Result<(
     world.finish(&[])
 }
 
-fn all_traffic(ctx: &Ctx, world: &World, ports: &[Port], vms: &[Vm], streams: u32) -> Result<()> {
+pub fn all_traffic(ctx: &Ctx, world: &World, ports: &[Port], vms: &[Vm], streams: u32) -> Result<()> {
     ctx.step("ping");
     ping_all(&vms[0], 2, 20)?;
     let account = Account::open([

@@ -13,7 +13,7 @@ use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
 use crate::tcp::End;
-use crate::vm::{Life, Socket, Spec, Vm};
+use crate::vm::{Life, Socket, Spec, Unmap, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +84,8 @@ pub struct Guest {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
+    /// Behind an IOMMU.
+    pub iommu: Option<Unmap>,
     /// Further properties of its NIC, as QEMU takes them.
     pub nic: &'static str,
     /// Whether it can be moved.
@@ -100,6 +102,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
+            iommu: None,
             nic: "",
             life: Life::Stays,
             dimms: 0,
@@ -215,6 +218,7 @@ impl World {
             queues: guest.queues,
             mtu: guest.mtu,
             packed: guest.packed,
+            iommu: guest.iommu,
             nic: guest.nic,
             life: guest.life,
             dimms: guest.dimms,

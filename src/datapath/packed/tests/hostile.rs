@@ -77,18 +77,12 @@ const CRIMES: &[Crime] = &[
     (
         "an unmapped indirect table",
         |rig, flags| table(rig, flags, GuestAddr(0), 16),
-        ChainError::Unmapped {
-            addr: GuestAddr(0),
-            len: 16,
-        },
+        ChainError::TableUnmapped(GuestAddr(0)),
     ),
     (
         "an indirect table at the end of the address space",
         |rig, flags| table(rig, flags, GuestAddr(u64::MAX - 7), 32),
-        ChainError::Unmapped {
-            addr: GuestAddr(u64::MAX - 7),
-            len: 16,
-        },
+        ChainError::TableUnmapped(GuestAddr(u64::MAX - 7)),
     ),
     (
         "an indirect descriptor inside an indirect table",

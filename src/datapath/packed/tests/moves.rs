@@ -242,7 +242,7 @@ fn enqueue_takes_any_number_of_frames() {
 fn the_driver_sees_a_burst_whole_or_not_at_all() {
     // Frames of three buffers each: a driver that sees the first sees the others.
     let net: Net<PackedDriver> = Net::new(61, 256, MERGED);
-    let queue = Queue::new(Direction::Enqueue, Arc::new(|| {}));
+    let queue = Queue::new(Direction::Enqueue, Arc::new(|_| {}));
     queue.set_enabled(true);
     queue.start(net.driver.config(7)).unwrap();
     let total = 20_000;

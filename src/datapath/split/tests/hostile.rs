@@ -155,18 +155,12 @@ const CRIMES: &[Crime] = &[
     (
         "an unmapped indirect table",
         |rig, flags| indirect(rig, flags, GuestAddr(0), 16),
-        ChainError::Unmapped {
-            addr: GuestAddr(0),
-            len: 16,
-        },
+        ChainError::TableUnmapped(GuestAddr(0)),
     ),
     (
         "an indirect table at the end of the address space",
         |rig, flags| indirect(rig, flags, GuestAddr(u64::MAX - 7), 32),
-        ChainError::Unmapped {
-            addr: GuestAddr(u64::MAX - 7),
-            len: 16,
-        },
+        ChainError::TableUnmapped(GuestAddr(u64::MAX - 7)),
     ),
     (
         "an indirect descriptor inside an indirect table",
@@ -285,7 +279,7 @@ fn lengths_that_wrap_32_bits_break_the_ring() {
     // Memory of 4 GiB that nobody touches: a descriptor may be that long.
     let memory = Arc::new(GuestMemory::new(0x1_0000_2000));
     let mut driver = Driver::new(memory, GuestAddr(0x1000), 16, V1);
-    let queue = Queue::new(Direction::Dequeue, Arc::new(|| {}));
+    let queue = Queue::new(Direction::Dequeue, Arc::new(|_| {}));
     queue.set_enabled(true);
     queue.start(driver.config(7)).unwrap();
     let long = read(GuestAddr(0x2000), 0xffff_ff00);

@@ -223,7 +223,7 @@ fn a_ring_area_that_ends_with_its_region_starts_and_one_byte_more_does_not() {
             ..driver.config(7)
         }
     };
-    let queue = Queue::new(Direction::Dequeue, Arc::new(|| {}));
+    let queue = Queue::new(Direction::Dequeue, Arc::new(|_| {}));
     let end = 0x1000 + 0x4000 + crate::model::FRONTEND_OFFSET;
     let fits = (end - (6 + 8 * 16)) & !3;
     assert_eq!(queue.start(config(fits)), Ok(()));

@@ -37,7 +37,7 @@ fn neighbours(direction: Direction, features: Features) -> (Queue, Driver) {
     let regions = [(low, 0x4000), (far, 0x4000), (high, 0x4000)];
     let memory = Arc::new(GuestMemory::with_regions(&regions));
     let driver = Driver::new(memory, low, 16, features);
-    let queue = Queue::new(direction, Arc::new(|| {}));
+    let queue = Queue::new(direction, Arc::new(|_| {}));
     queue.set_enabled(true);
     queue.start(driver.config(7)).unwrap();
     (queue, driver)

@@ -7,7 +7,7 @@ fn rings_are_swapped_under_a_burst_without_losing_a_frame() {
     let net: Net = Net::new(256, 2048, V1);
     let (config, queue) = (
         net.driver.config(7),
-        Queue::new(Direction::Dequeue, Arc::new(|| {})),
+        Queue::new(Direction::Dequeue, Arc::new(|_| {})),
     );
     queue.set_enabled(true);
     queue.start(config.clone()).unwrap();

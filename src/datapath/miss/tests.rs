@@ -1,0 +1,543 @@
+//! Rings of either layout behind an IOMMU: what is not translated is neither read nor written, and costs no frame.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+
+use crate::datapath::testing::frame;
+use crate::datapath::{Direction, Queue, RingConfig, TxSlot, Wake};
+use crate::memory::{Access, FrontendAddr, GuestAddr, Iotlb, IovaRange, MemTable, Miss, Translation};
+use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
+use crate::virtio::features::{
+    Features, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC,
+};
+
+const PAGE: u64 = 0x1000;
+const SIZE: u16 = 16;
+/// Where the device sees the ring; the guest has it at the beginning of its memory.
+const RING: u64 = 0x10_0000;
+const RING_PAGES: u64 = 4;
+/// Where the device sees buffers: pages that lie elsewhere, in another order.
+const BUFFERS: u64 = 0xfff0_0000;
+const BUFFER_PAGES: u64 = 30;
+/// From one buffer to the next, so that most lie on two pages.
+const STRIDE: u64 = 3000;
+const ROOM: u32 = 2048;
+const HEADER: usize = 12;
+
+/// A queue on a model's ring, all addresses of which go through an IOMMU.
+struct Behind<D> {
+    queue: Queue,
+    driver: D,
+    memory: Arc<GuestMemory>,
+    iotlb: Iotlb,
+    pool: Pool,
+    wakes: Arc<AtomicU32>,
+}
+
+fn range(first: u64, size: u64) -> IovaRange {
+    IovaRange::new(GuestAddr(first), size).unwrap()
+}
+
+/// Where a buffer address leads in the guest.
+fn physical(iova: u64) -> GuestAddr {
+    let page = (iova - BUFFERS) / PAGE * 7 % BUFFER_PAGES;
+    GuestAddr(PAGE + (RING_PAGES + page) * PAGE + iova % PAGE)
+}
+
+fn buffer(slot: u16) -> u64 {
+    BUFFERS + STRIDE * u64::from(slot)
+}
+
+impl<D: Virtqueue> Behind<D> {
+    /// With the ring translated and nothing else.
+    fn new(direction: Direction, features: Features) -> Self {
+        let packed = std::any::type_name::<D>().contains("Packed");
+        let layout = if packed {
+            VIRTIO_F_RING_PACKED
+        } else {
+            Features::NONE
+        };
+        let features = features | layout | VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM;
+        assert!(D::ring_bytes(SIZE) <= RING_PAGES * PAGE && u64::from(SIZE) * STRIDE < 16 * PAGE);
+        let memory = Arc::new(GuestMemory::new((RING_PAGES + BUFFER_PAGES) * PAGE));
+        let wakes = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&wakes);
+        let waker = move |wake| {
+            assert_eq!(wake, Wake::Missed, "no driver broke anything here");
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut behind = Self {
+            queue: Queue::new(direction, Arc::new(waker)),
+            driver: D::new(Arc::clone(&memory), GuestAddr(PAGE), SIZE, features),
+            memory,
+            iotlb: Iotlb::default(),
+            pool: Pool::new(32, 2048),
+            wakes,
+        };
+        behind.tell_ring();
+        behind.queue.set_enabled(true);
+        behind.queue.start(behind.config(None)).unwrap();
+        behind
+    }
+
+    fn view(&self) -> Arc<MemTable> {
+        Arc::new(self.memory.table().behind(&self.iotlb))
+    }
+
+    fn config(&self, base: Option<u32>) -> RingConfig {
+        let config = self.driver.config(3);
+        let iova = |addr: FrontendAddr| FrontendAddr(addr.0 - FRONTEND_OFFSET - PAGE + RING);
+        RingConfig {
+            desc: iova(config.desc),
+            driver: iova(config.driver),
+            device: iova(config.device),
+            mem: self.view(),
+            base: base.unwrap_or(config.base),
+            ..config
+        }
+    }
+
+    fn tell_ring(&mut self) {
+        let ring = Translation {
+            iova: range(RING, RING_PAGES * PAGE),
+            target: FrontendAddr(FRONTEND_OFFSET + PAGE),
+            access: Access::ReadWrite,
+        };
+        self.iotlb.update(ring, &[]);
+    }
+
+    /// An update of the page that `iova` is on.
+    fn tell(&mut self, iova: u64, access: Access) -> Option<u32> {
+        let page = iova & !(PAGE - 1);
+        let update = Translation {
+            iova: range(page, PAGE),
+            target: FrontendAddr(FRONTEND_OFFSET + physical(page).0),
+            access,
+        };
+        self.iotlb.update(update, &[]);
+        self.queue.replace_mem(&self.view())
+    }
+
+    fn tell_all(&mut self, access: Access) {
+        for page in 0..BUFFER_PAGES {
+            assert_eq!(self.tell(BUFFERS + page * PAGE, access), None);
+        }
+    }
+
+    fn take_back(&mut self, iova: u64, size: u64) -> Option<u32> {
+        self.iotlb.invalidate(range(iova, size));
+        self.queue.replace_mem(&self.view())
+    }
+
+    fn misses(&self) -> Vec<Miss> {
+        let mut found = Vec::new();
+        self.queue.misses(&mut |miss| {
+            found.push(miss);
+            true
+        });
+        found
+    }
+
+    fn wakes(&self) -> u32 {
+        self.wakes.swap(0, Ordering::Relaxed)
+    }
+
+    /// The guest's own access to a buffer.
+    fn each_page(iova: u64, len: usize, mut access: impl FnMut(GuestAddr, std::ops::Range<usize>)) {
+        let mut at = 0;
+        while at < len {
+            let here = iova + at as u64;
+            let piece = usize::try_from(PAGE - here % PAGE).unwrap().min(len - at);
+            access(physical(here), at..at + piece);
+            at += piece;
+        }
+    }
+
+    fn poke(&self, iova: u64, bytes: &[u8]) {
+        Self::each_page(iova, bytes.len(), |at, part| self.memory.write(at, &bytes[part]));
+    }
+
+    fn peek(&self, iova: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        Self::each_page(iova, len, |at, part| self.memory.read(at, &mut bytes[part]));
+        bytes
+    }
+
+    /// The guest transmits; says whether there was room.
+    fn send(&mut self, frame: &[u8]) -> bool {
+        let Some(slot) = self.driver.next_id() else {
+            return false;
+        };
+        self.poke(buffer(slot), &[&[0; HEADER], frame].concat());
+        let len = u32::try_from(HEADER + frame.len()).unwrap();
+        self.add(buffer(slot), len, false)
+    }
+
+    fn add(&mut self, addr: u64, len: u32, write: bool) -> bool {
+        let addr = GuestAddr(addr);
+        let added = self.driver.add(&[Buffer { addr, len, write }]).is_some();
+        self.driver.publish();
+        added
+    }
+
+    /// The guest gives all the receive buffers it can.
+    fn supply(&mut self) {
+        while let Some(slot) = self.driver.next_id() {
+            if !self.add(buffer(slot), ROOM, true) {
+                break;
+            }
+        }
+    }
+
+    fn dequeue(&mut self) -> Vec<Vec<u8>> {
+        while self.driver.reap().is_some() {}
+        let mut slots = self.pool.slots();
+        let count = self.queue.dequeue(&mut slots);
+        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+    }
+
+    fn enqueue(&self, frames: &[Vec<u8>]) -> usize {
+        let slots: Vec<_> = frames.iter().map(|frame| TxSlot::new(frame)).collect();
+        self.queue.enqueue(&slots, 0).packets
+    }
+
+    fn received(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| {
+            let used = self.driver.reap()?;
+            let slot = u16::try_from(used.id).unwrap();
+            Some(self.peek(buffer(slot), used.len as usize)[HEADER..].to_vec())
+        })
+        .collect()
+    }
+
+    fn pages(misses: &[Miss]) -> Vec<u64> {
+        let mut pages: Vec<_> = misses.iter().map(|miss| miss.iova.0 & !(PAGE - 1)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+}
+
+/// Runs a test on both layouts.
+macro_rules! both {
+    ($($name:ident;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                body::$name::<Driver>();
+                body::$name::<PackedDriver>();
+            }
+        )*
+    };
+}
+
+both! {
+    a_transmit_ring_waits_at_a_miss_and_loses_nothing;
+    a_receive_ring_waits_at_a_miss_and_writes_nothing;
+    an_access_after_an_invalidate_is_refused;
+    a_buffer_is_used_only_as_its_page_tables_allow;
+    an_indirect_table_is_a_miss_of_its_own_and_only_read;
+    a_ring_whose_own_memory_is_taken_back_stops_at_once_and_goes_on_where_it_stood;
+    what_is_due_soon_is_missed_before_a_frame_is_lost;
+    a_ring_that_is_disabled_gets_the_new_table_too;
+    random_updates_and_invalidates_lose_double_or_reorder_nothing_out_of_the_guest;
+    random_updates_and_invalidates_lose_double_or_reorder_nothing_into_the_guest;
+}
+
+mod body {
+    use super::*;
+
+    pub(super) fn a_transmit_ring_waits_at_a_miss_and_loses_nothing<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
+        // Slot 1 lies on two pages, so three frames lie on three or four.
+        let frames: Vec<_> = (0..3).map(|seed| frame(1400, seed * 2)).collect();
+        assert!(frames.iter().all(|frame| behind.send(frame)));
+        for _ in 0..3 {
+            assert!(behind.dequeue().is_empty());
+        }
+        assert_eq!(
+            (behind.wakes(), behind.queue.fault()),
+            (1, None),
+            "one miss is reported once"
+        );
+        let misses = behind.misses();
+        assert!(misses.iter().all(|miss| miss.access == Access::Read));
+        let pages = Behind::<D>::pages(&misses);
+        assert!(pages.len() >= 2 && pages.contains(&BUFFERS), "{pages:x?}");
+        // The last ones first: what is behind the miss does not overtake it.
+        for page in (1..BUFFER_PAGES).rev() {
+            assert_eq!(behind.tell(BUFFERS + page * PAGE, Access::Read), None);
+            assert!(behind.dequeue().is_empty());
+        }
+        assert!(
+            behind.wakes() >= 1,
+            "the same miss under a new table is reported again"
+        );
+        assert_eq!(behind.tell(BUFFERS, Access::Read), None);
+        assert_eq!(behind.dequeue(), frames);
+        assert!(behind.misses().is_empty());
+    }
+
+    pub(super) fn a_receive_ring_waits_at_a_miss_and_writes_nothing<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Enqueue, Features::NONE);
+        behind.supply();
+        let frames: Vec<_> = (0..4).map(|seed| frame(1400, seed * 2)).collect();
+        assert_eq!(behind.enqueue(&frames), 0);
+        assert_eq!(behind.queue.fault(), None);
+        assert!(behind.misses().iter().all(|miss| miss.access == Access::Write));
+        assert!(behind.received().is_empty());
+        behind.tell_all(Access::Write);
+        assert_eq!(behind.enqueue(&frames), 4);
+        assert_eq!(behind.received(), frames);
+    }
+
+    pub(super) fn an_access_after_an_invalidate_is_refused<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Enqueue, Features::NONE);
+        behind.tell_all(Access::ReadWrite);
+        behind.supply();
+        let (one, two) = (frame(100, 2), frame(100, 4));
+        assert_eq!(behind.enqueue(std::slice::from_ref(&one)), 1);
+        // The driver gives the buffers' order: the next is the second it supplied.
+        assert_eq!(behind.received(), [one]);
+        assert_eq!(behind.take_back(BUFFERS, BUFFER_PAGES * PAGE), None);
+        let before = behind.peek(BUFFERS, usize::try_from(16 * STRIDE).unwrap());
+        assert_eq!(behind.enqueue(std::slice::from_ref(&two)), 0);
+        assert_eq!(
+            behind.peek(BUFFERS, before.len()),
+            before,
+            "not a byte was written"
+        );
+        behind.tell_all(Access::ReadWrite);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&two)), 1);
+        assert_eq!(behind.received(), [two]);
+
+        let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
+        behind.tell_all(Access::Read);
+        let frames = [frame(1400, 2), frame(1400, 4)];
+        assert!(frames.iter().all(|frame| behind.send(frame)));
+        // The tail of the second frame.
+        assert_eq!(behind.take_back(buffer(1) + 1000, 1), None);
+        assert_eq!(behind.dequeue(), frames[..1]);
+        assert!(behind.dequeue().is_empty());
+        assert_eq!(behind.tell(buffer(1) + 1000, Access::Read), None);
+        assert_eq!(behind.dequeue(), frames[1..]);
+    }
+
+    pub(super) fn a_buffer_is_used_only_as_its_page_tables_allow<D: Virtqueue>() {
+        let rows = [
+            (Direction::Dequeue, Access::Write, Access::Read),
+            (Direction::Enqueue, Access::Read, Access::Write),
+        ];
+        for (direction, told, wanted) in rows {
+            let mut behind = Behind::<D>::new(direction, Features::NONE);
+            behind.tell_all(told);
+            let sent = frame(200, 0);
+            match direction {
+                Direction::Dequeue => assert!(behind.send(&sent)),
+                Direction::Enqueue => behind.supply(),
+            }
+            assert_eq!(
+                behind.dequeue().len() + behind.enqueue(std::slice::from_ref(&sent)),
+                0
+            );
+            assert!(behind.misses().iter().all(|miss| miss.access == wanted));
+            assert!(!behind.misses().is_empty());
+            assert_eq!((behind.queue.fault(), behind.wakes()), (None, 1));
+            behind.tell_all(Access::ReadWrite);
+            assert_eq!(behind.dequeue().len() + behind.enqueue(&[sent]), 1);
+        }
+    }
+
+    pub(super) fn an_indirect_table_is_a_miss_of_its_own_and_only_read<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Enqueue, VIRTIO_RING_F_INDIRECT_DESC);
+        // The driver writes the table where it is told: at its guest-physical address, then under its other name.
+        let (table, one, two) = (BUFFERS + 20 * PAGE, BUFFERS, BUFFERS + 2 * PAGE);
+        let buffers = [(one, 500), (two, 1500)].map(|(addr, len)| Buffer {
+            addr: GuestAddr(addr),
+            len,
+            write: true,
+        });
+        let name = Translation {
+            iova: range(physical(table).0, PAGE),
+            target: FrontendAddr(FRONTEND_OFFSET + physical(table).0),
+            access: Access::Read,
+        };
+        assert!(behind.driver.add_indirect(physical(table), &buffers).is_some());
+        behind.driver.publish();
+        let sent = frame(1000, 0);
+        let expect = |behind: &Behind<D>, iova, access| {
+            assert_eq!(behind.enqueue(std::slice::from_ref(&sent)), 0);
+            let first = behind.misses().first().copied();
+            let iova = GuestAddr(iova);
+            assert_eq!(first, Some(Miss { iova, access }));
+        };
+        expect(&behind, physical(table).0, Access::Read);
+        behind.iotlb.update(name, &[]);
+        assert_eq!(behind.queue.replace_mem(&behind.view()), None);
+        expect(&behind, one, Access::Write);
+        assert_eq!(
+            behind.misses().len(),
+            2,
+            "the second buffer is seen behind the first"
+        );
+        assert_eq!(behind.tell(one, Access::Write), None);
+        expect(&behind, two, Access::Write);
+        assert_eq!(behind.tell(two, Access::Write), None);
+        assert_eq!(behind.enqueue(std::slice::from_ref(&sent)), 1);
+        let parts = [behind.peek(one, 500), behind.peek(two, 512)].concat();
+        assert_eq!(parts[HEADER..], sent);
+    }
+
+    pub(super) fn a_ring_whose_own_memory_is_taken_back_stops_at_once_and_goes_on_where_it_stood<
+        D: Virtqueue,
+    >() {
+        let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
+        behind.tell_all(Access::ReadWrite);
+        assert!(behind.send(&frame(60, 0)) && behind.send(&frame(60, 2)));
+        assert_eq!(behind.dequeue().len(), 2);
+        assert!(behind.send(&frame(60, 4)));
+        let base = behind.take_back(RING, 1).expect("stopped");
+        assert!(behind.dequeue().is_empty() && behind.queue.snapshot().is_none());
+        let error = behind
+            .queue
+            .start(behind.config(Some(base)))
+            .expect_err("not told yet");
+        assert!(error.is_unmapped(), "{error}");
+        behind.tell_ring();
+        behind.queue.start(behind.config(Some(base))).unwrap();
+        assert_eq!(behind.dequeue(), [frame(60, 4)]);
+        // The same addresses told again change nothing; elsewhere, they do.
+        behind.tell_ring();
+        assert_eq!(behind.queue.replace_mem(&behind.view()), None);
+        let elsewhere = Translation {
+            iova: range(RING, PAGE),
+            target: FrontendAddr(FRONTEND_OFFSET + 2 * PAGE),
+            access: Access::ReadWrite,
+        };
+        behind.iotlb.update(elsewhere, &[]);
+        assert!(behind.queue.replace_mem(&behind.view()).is_some());
+        // The used ring or the device's descriptors cannot be only read.
+        behind.tell_ring();
+        let read_only = Translation {
+            iova: range(RING, RING_PAGES * PAGE),
+            target: FrontendAddr(FRONTEND_OFFSET + PAGE),
+            access: Access::Read,
+        };
+        behind.iotlb.update(read_only, &[]);
+        assert!(behind
+            .queue
+            .start(behind.config(None))
+            .expect_err("no leave")
+            .is_unmapped());
+    }
+
+    pub(super) fn what_is_due_soon_is_missed_before_a_frame_is_lost<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Enqueue, Features::NONE);
+        behind.supply();
+        for page in 0..4 {
+            behind.tell(BUFFERS + page * PAGE, Access::Write);
+        }
+        assert_eq!(behind.wakes(), 0);
+        // The buffer of this frame is known. That of one a burst later is not.
+        assert_eq!(behind.enqueue(&[frame(60, 0)]), 1);
+        assert_eq!(behind.wakes(), 1);
+        assert!(behind.queue.has_missed() && behind.misses().len() >= 10);
+        behind.tell_all(Access::Write);
+        assert!(!behind.queue.has_missed());
+        assert_eq!(behind.enqueue(&[frame(60, 0)]), 1);
+        assert_eq!(behind.wakes(), 0);
+    }
+
+    pub(super) fn a_ring_that_is_disabled_gets_the_new_table_too<D: Virtqueue>() {
+        let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
+        behind.tell_all(Access::Read);
+        assert!(behind.send(&frame(60, 0)));
+        behind.queue.set_enabled(false);
+        assert_eq!(behind.take_back(BUFFERS, BUFFER_PAGES * PAGE), None);
+        assert!(behind.dequeue().is_empty());
+        behind.queue.set_enabled(true);
+        assert!(behind.dequeue().is_empty());
+        behind.tell_all(Access::Read);
+        assert_eq!(behind.dequeue(), [frame(60, 0)]);
+    }
+
+    /// A generator of numbers below a bound, the same each time.
+    fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+        let mut state = seed;
+        move |below| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        }
+    }
+
+    /// Something happens to the IOMMU, or to the ring by way of it.
+    fn shake<D: Virtqueue>(behind: &mut Behind<D>, roll: &mut impl FnMut(u64) -> u64, access: Access) {
+        match roll(8) {
+            0 => {
+                let (page, pages) = (roll(BUFFER_PAGES), 1 + roll(8));
+                assert_eq!(behind.take_back(BUFFERS + page * PAGE, pages * PAGE), None);
+            }
+            1 if roll(8) == 0 => {
+                let base = behind.take_back(RING + roll(256), 1 << 40).expect("stopped");
+                behind.tell_ring();
+                behind.queue.start(behind.config(Some(base))).unwrap();
+            }
+            2..=5 => {
+                if let Some(miss) = behind.misses().first() {
+                    assert_eq!((behind.tell(miss.iova.0, access), miss.access), (None, access));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn random_updates_and_invalidates_lose_double_or_reorder_nothing_out_of_the_guest<
+        D: Virtqueue,
+    >() {
+        let mut roll = dice(7);
+        let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
+        let (mut sent, mut got) = (Vec::new(), Vec::new());
+        for step in 0..6_000_u32 {
+            let frame = frame(
+                60 + usize::try_from(roll(1900)).unwrap(),
+                step.to_le_bytes()[0] & !1,
+            );
+            if behind.send(&frame) {
+                sent.push(frame);
+            }
+            shake(&mut behind, &mut roll, Access::Read);
+            got.extend(behind.dequeue());
+        }
+        behind.tell_all(Access::Read);
+        got.extend(behind.dequeue());
+        assert!(got.len() > 500, "{}", got.len());
+        assert!(sent == got, "{} sent, {} received", sent.len(), got.len());
+    }
+
+    pub(super) fn random_updates_and_invalidates_lose_double_or_reorder_nothing_into_the_guest<
+        D: Virtqueue,
+    >() {
+        let mut roll = dice(8);
+        let mut behind = Behind::<D>::new(Direction::Enqueue, Features::NONE);
+        let (mut sent, mut got) = (Vec::new(), Vec::new());
+        for step in 0..6_000_u32 {
+            behind.supply();
+            let burst: Vec<_> = (0..roll(5))
+                .map(|_| {
+                    frame(
+                        60 + usize::try_from(roll(1900)).unwrap(),
+                        step.to_le_bytes()[0] & !1,
+                    )
+                })
+                .collect();
+            let count = behind.enqueue(&burst);
+            sent.extend_from_slice(&burst[..count]);
+            shake(&mut behind, &mut roll, Access::Write);
+            got.extend(behind.received());
+        }
+        assert!(got.len() > 500, "{}", got.len());
+        assert!(sent == got, "{} sent, {} received", sent.len(), got.len());
+    }
+}
