@@ -696,8 +696,12 @@ impl PortDevice {
         self.met_misses();
     }
 
-    /// Looks through the rings that may miss something, as long as questions may be asked.
+    /// Looks through the rings that may miss something, as long as questions may be asked. Not while pages of theirs may be
+    /// missing: whoever looks must not wait for one.
     fn search(&mut self) {
+        if self.postcopy.is_listening() {
+            return;
+        }
         for (queue, vring) in self.port.queues.iter().zip(&mut self.vrings) {
             if !vring.to_search || !self.iommu.has_room() {
                 continue;
@@ -784,7 +788,11 @@ impl Device for PortDevice {
             Request::PostcopyAdvise => self.postcopy.advise(),
             Request::PostcopyListen => self.postcopy.listen(&self.memory),
             Request::PostcopyAck => self.acknowledged(),
-            Request::PostcopyEnd => Ok(self.postcopy.end()),
+            Request::PostcopyEnd => {
+                let answer = self.postcopy.end();
+                self.search();
+                Ok(answer)
+            }
             Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
         }
     }

@@ -57,16 +57,7 @@ pub struct Spec {
     /// How it starts, and whether it can be moved.
     pub life: Life,
     /// The NIC is behind an IOMMU.
-    pub iommu: Option<Unmap>,
-}
-
-/// When a guest's kernel takes back what it had mapped for a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unmap {
-    /// Page by page, when it unmaps it.
-    Strictly,
-    /// All at once and everything with it, every few milliseconds: the usual setting.
-    Lazily,
+    pub iommu: bool,
 }
 
 /// How a guest comes to life.
@@ -398,9 +389,8 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     // `nopt`: or Linux gives the NIC's domain no page tables. `no_timer_check`: on a busy machine q35's timer interrupt
     // comes too late for Linux under TCG, which then panics.
     let guest_iommu = match spec.iommu {
-        None => "",
-        Some(Unmap::Strictly) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
-        Some(Unmap::Lazily) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=0",
+        true => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
+        false => "",
     };
     let comma = if spec.nic.is_empty() { "" } else { "," };
     let append = format!(
@@ -408,7 +398,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         spec.id, spec.mtu
     );
     let mut command = tool("qemu-system-x86_64");
-    if spec.iommu.is_some() {
+    if spec.iommu {
         // Before the NIC, which else would not be behind it. And the NIC behind a port: on the root bus it is no PCI
         // Express device and has no ATS, without which QEMU does not tell all that a lazy guest unmaps.
         command
@@ -416,7 +406,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
             .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"])
             .args(["-device", "pcie-root-port,id=pcie1"]);
     }
-    let nic_iommu = if spec.iommu.is_some() {
+    let nic_iommu = if spec.iommu {
         ",bus=pcie1,iommu_platform=on,ats=on,disable-legacy=on"
     } else {
         ""

@@ -3,11 +3,8 @@
 use anyhow::{ensure, Context, Result};
 
 use super::vm::all_traffic;
-use super::world::{wait_reachable, Guest, Kind, Port, World, PATIENCE, PING_INTERVAL};
+use super::world::{Guest, Kind, Port, World, PATIENCE};
 use super::Ctx;
-use crate::ping::Ping;
-use crate::tcp;
-use crate::vm::Unmap;
 
 pub fn split(ctx: &Ctx) -> Result<()> {
     behind_iommu(ctx, false)
@@ -15,36 +12,6 @@ pub fn split(ctx: &Ctx) -> Result<()> {
 
 pub fn packed(ctx: &Ctx) -> Result<()> {
     behind_iommu(ctx, true)
-}
-
-/// Guests that take everything back every few milliseconds, the rings included. What is sent to a guest meanwhile is
-/// lost, as it is to one that has no buffers; nothing else is.
-pub fn lazy(ctx: &Ctx) -> Result<()> {
-    let world = world(ctx)?;
-    ctx.step("boot");
-    let guest = Guest {
-        iommu: Some(Unmap::Lazily),
-        ..Guest::new(0)
-    };
-    let (ports, vms) = world.boot(&[Kind::Client, Kind::Client], guest)?;
-    for port in &ports {
-        check_negotiated(&world, port)?;
-    }
-    ctx.step("ping");
-    wait_reachable(&vms[0], 2)?;
-    let ping = Ping::start(&vms[0], 2, PING_INTERVAL)?;
-    ping.wait_more(200, PATIENCE)?;
-    let report = ping.stop()?;
-    let (lost, received) = (report.lost(), report.received());
-    ctx.result(&format!("{lost} pings lost, {received} answered"));
-    ensure!(
-        lost * 4 < u64::try_from(received)?,
-        "{lost} pings lost, {received} answered"
-    );
-    ctx.step("checksummed transfer");
-    tcp::transfer(&vms[0], &vms[1], 8)?;
-    tcp::transfer(&vms[1], &vms[0], 8)?;
-    world.finish(&[])
 }
 
 /// `vhost-iommu-support` is read when vswitchd starts.
@@ -76,7 +43,7 @@ fn behind_iommu(ctx: &Ctx, packed: bool) -> Result<()> {
     ctx.step("boot");
     let guest = Guest {
         packed,
-        iommu: Some(Unmap::Strictly),
+        iommu: true,
         ..Guest::new(0)
     };
     let (ports, vms) = world.boot(&[Kind::Client, Kind::Client], guest)?;

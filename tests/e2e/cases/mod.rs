@@ -172,7 +172,6 @@ const CASES: &[Case] = &[
     ),
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
-    plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
     both("offload/tso", &[Need::Guests], offload::tso),
     plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),
     plugin("offload/to-bare", &[Need::Guests], offload::to_bare),

@@ -13,7 +13,7 @@ use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
 use crate::tcp::End;
-use crate::vm::{Life, Socket, Spec, Unmap, Vm};
+use crate::vm::{Life, Socket, Spec, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -85,7 +85,7 @@ pub struct Guest {
     /// Packed rings.
     pub packed: bool,
     /// Behind an IOMMU.
-    pub iommu: Option<Unmap>,
+    pub iommu: bool,
     /// Further properties of its NIC, as QEMU takes them.
     pub nic: &'static str,
     /// Whether it can be moved.
@@ -102,7 +102,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
-            iommu: None,
+            iommu: false,
             nic: "",
             life: Life::Stays,
             dimms: 0,
