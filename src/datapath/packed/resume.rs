@@ -205,24 +205,19 @@ impl Scan {
         found
     }
 
-    /// The chains that somebody passed over, in order: those of [`Scan::unpublished`] but what may be the rest of one
-    /// used chain, which the driver knows to be its own again and may be writing to.
+    /// The chains that somebody passed over, in order: those of [`Scan::unpublished`].
+    ///
+    /// Some may be the rest of a used chain. That is the driver's own again, which does not look at it before it writes to
+    /// it, so it is harmless to mark. But for the oldest, which the driver writes to next, and perhaps now: a lone chain
+    /// there is left alone. (What was passed over there would be of a full ring.)
     fn passed_over(&self) -> Vec<(u16, Used)> {
         let chains = self.unpublished();
-        let runs = chains.chunk_by(|(time, used), (next, _)| time + used.descs == *next);
-        runs.filter(|run| !matches!(run, [(time, used)] if self.may_be_rest(*time, *used)))
-            .flatten()
-            .copied()
-            .collect()
-    }
-
-    /// Whether these descriptors may be the rest of the chain before them.
-    fn may_be_rest(&self, time: u16, rest: Used) -> bool {
-        // The first descriptor of the oldest chain is overwritten first.
-        let head = time
-            .checked_sub(1)
-            .and_then(|head| self.descs.get(usize::from(head)));
-        head.is_none_or(|head| head.next == rest.id)
+        let lone = match chains.as_slice() {
+            [(0, first), (second, _), ..] => first.descs < *second,
+            [(0, _)] => true,
+            _ => false,
+        };
+        chains.into_iter().skip(usize::from(lone)).collect()
     }
 
     /// Gives chains back to the driver.
