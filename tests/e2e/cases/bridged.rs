@@ -136,7 +136,6 @@ fn veth(world: &World, shape: Shape) -> Result<Other> {
 fn af_xdp(world: &World, shape: Shape) -> Result<Other> {
     const PORT: &str = "xdp0";
     let host = host_behind(world, PORT, "xdp1", 251, shape)?;
-    world.ns.ip(&format!("link set {PORT} mtu {}", shape.mtu))?;
     world.ovs.vsctl(&format!(
         "add-port br0 {PORT} -- set Interface {PORT} type=afxdp options:n_rxq=1 options:xdp-mode=native"
     ))?;
@@ -147,6 +146,8 @@ fn af_xdp(world: &World, shape: Shape) -> Result<Other> {
 fn host_behind(world: &World, port: &str, device: &str, id: u8, shape: Shape) -> Result<HostEnd> {
     let ns = NetNs::bare()?;
     world.ns.add_veth(port, &ns, device)?;
+    // Both ends: Open vSwitch has segments cut to the MTU of its own.
+    world.ns.ip(&format!("link set {port} mtu {}", shape.mtu))?;
     ns.ip(&format!("link set {device} mtu {}", shape.mtu))?;
     // The kernel leaves checksums and segmentation to the far end of a veth pair, which for it is the kernel again: only
     // with TSO does the switch see, and take, what is left to do.
