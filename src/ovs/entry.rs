@@ -88,7 +88,7 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
             ::log::error!("{complaint}");
             None
         });
-        announce_switches(config);
+        announce_iommu(config);
         let switches = Switches {
             tso: config.tso,
             iommu: config.iommu,
@@ -106,16 +106,10 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
     })
 }
 
-/// The stock lines on two switches, and the truth where a switch is on and has no effect.
-fn announce_switches(config: &ovsv_config) {
+/// The stock line on a switch.
+fn announce_iommu(config: &ovsv_config) {
     let iommu = if config.iommu { "enabled" } else { "disabled" };
     ::log::info!("IOMMU support for vhost-user-client {iommu}.");
-    if config.postcopy {
-        ::log::warn!(
-            "other_config:vhost-postcopy-support=true: these vhost-user ports have no such support yet"
-        );
-    }
-    ::log::info!("POSTCOPY support for vhost-user-client disabled.");
 }
 
 unsafe extern "C" fn port_create(
