@@ -3,6 +3,7 @@
 //! Well-behaved by itself: descriptors are in one chain at a time and come back by the used ring. The `set_`
 //! functions write whatever they are told, for tests of what a back-end does with it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::memory::{GuestMemory, FRONTEND_OFFSET};
@@ -13,7 +14,7 @@ use crate::virtio::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
-use crate::virtio::features::Features;
+use crate::virtio::features::{Features, VIRTIO_F_IN_ORDER};
 
 /// A driver's end of one split ring.
 #[derive(Debug)]
@@ -30,6 +31,12 @@ pub struct Driver {
     chains: Vec<Vec<u16>>,
     next_avail: u16,
     next_used: u16,
+    /// Heads that the device has, in the order in which they were made available.
+    order: VecDeque<u16>,
+    /// Of these, those that one used entry gave back and that were not reaped yet (VIRTIO_F_IN_ORDER).
+    batch: usize,
+    /// The length that the entry said.
+    batch_len: u32,
 }
 
 impl Virtqueue for Driver {
@@ -50,6 +57,9 @@ impl Virtqueue for Driver {
             chains,
             next_avail: 0,
             next_used: 0,
+            order: VecDeque::new(),
+            batch: 0,
+            batch_len: 0,
         }
     }
 
@@ -124,7 +134,9 @@ impl Virtqueue for Driver {
         if self.used_idx() == self.next_used {
             return None;
         }
-        let used = self.used_elem(self.next_used);
+        let used = self
+            .next_in_batch()
+            .unwrap_or_else(|| self.used_elem(self.next_used));
         self.next_used = self.next_used.wrapping_add(1);
         let chain = self.chains.get_mut(usize::try_from(used.id).ok()?)?;
         self.free.extend(chain.drain(..).rev());
@@ -210,7 +222,25 @@ impl Driver {
         self.memory.store(GuestAddr(self.used.0 + 2), idx);
         self.next_used = idx;
         self.next_avail = idx;
+        self.order.clear();
         self.publish();
+    }
+
+    /// In order, a used entry gives back every chain up to its own: that of the first of them is given out here, with the
+    /// length if it is the last. `None` if buffers come back in any order, or one that the device does not have.
+    fn next_in_batch(&mut self) -> Option<UsedElem> {
+        if !self.features.contains(VIRTIO_F_IN_ORDER) {
+            return None;
+        }
+        if self.batch == 0 {
+            let last = self.used_elem(self.next_used).id;
+            self.batch = 1 + self.order.iter().position(|head| u32::from(*head) == last)?;
+            self.batch_len = self.used_elem(self.next_used).len;
+        }
+        self.batch -= 1;
+        let id = u32::from(self.order.pop_front()?);
+        let len = if self.batch == 0 { self.batch_len } else { 0 };
+        Some(UsedElem { id, len })
     }
 
     fn wrap(&self, at: u16) -> u64 {
@@ -229,6 +259,9 @@ impl Driver {
         *self.chains.get_mut(usize::from(head))? = chain;
         self.set_avail_entry(self.next_avail, head);
         self.next_avail = self.next_avail.wrapping_add(1);
+        if self.features.contains(VIRTIO_F_IN_ORDER) {
+            self.order.push_back(head);
+        }
         Some(head)
     }
 }

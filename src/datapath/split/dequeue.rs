@@ -1,6 +1,6 @@
 //! Out of the guest: a burst from a split transmitq.
 
-use super::{beyond, look, SplitRing};
+use super::{beyond, look, SplitLog, SplitRing};
 use crate::datapath::ahead::{burst, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
@@ -12,6 +12,7 @@ use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
 use crate::memory::Access;
 use crate::virtio::chain::{Chain, Readable};
+use crate::virtio::ring::SplitMem;
 
 impl<const SET: usize> SplitRing<SET> {
     /// A burst from a ring with `ready` chains, more than none.
@@ -55,15 +56,19 @@ impl<const SET: usize> SplitRing<SET> {
                     break;
                 }
             }
-            // Length 0: the device wrote nothing into a buffer that it only reads.
-            mem.write_used(next.wrapping_add(chains), head, 0);
-            if let Some(log) = log {
-                log.wrote_used(next.wrapping_add(chains));
+            if !self.in_order {
+                give_back(mem, log, next.wrapping_add(chains), head);
             }
             chains += 1;
             if work > WORK {
                 break;
             }
+        }
+        if let (true, Some(last)) = (self.in_order, chains.checked_sub(1)) {
+            // One entry stands for the batch: where its first would be, with the head of its last (VIRTIO 1.2, 2.7.9). That
+            // is for buffers that the device reads; of those it writes each has its length.
+            let head = ahead.chain(last).map_or(0, |(head, _)| head);
+            give_back(mem, log, next, head);
         }
         self.hint = cursor.hint();
         if let Some(reason) = fault {
@@ -77,5 +82,14 @@ impl<const SET: usize> SplitRing<SET> {
             halted: fault.is_some(),
             ..Burst::default()
         }
+    }
+}
+
+/// Writes a used entry. Length 0: the device wrote nothing into a buffer that it only reads.
+#[inline(always)]
+fn give_back(mem: &SplitMem, log: Option<&SplitLog>, at: u16, head: u16) {
+    mem.write_used(at, head, 0);
+    if let Some(log) = log {
+        log.wrote_used(at);
     }
 }

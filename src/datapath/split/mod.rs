@@ -26,6 +26,7 @@ use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor, MemTable, Miss};
 use crate::virtio::chain::{Chain, ChainError, DescRing, Direction, Readable, Writable};
 use crate::virtio::desc::{Desc, VIRTQ_USED_F_NO_NOTIFY};
+use crate::virtio::features::VIRTIO_F_IN_ORDER;
 use crate::virtio::notify::driver_wants_call;
 use crate::virtio::ring::{RingAddrs, SplitMem};
 
@@ -43,6 +44,8 @@ struct SplitRing<const SET: usize> {
     log: Option<Box<SplitLog>>,
     halt: Option<Halt>,
     offloads: Offloads,
+    /// One used entry may stand for a batch (VIRTIO_F_IN_ORDER).
+    in_order: bool,
 }
 
 /// Starts a split ring.
@@ -60,7 +63,7 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         driver,
         device,
         base,
-        features: _,
+        features,
         mem,
         call,
         offloads: _,
@@ -90,6 +93,7 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         track,
         offloads,
         log,
+        in_order: features.contains(VIRTIO_F_IN_ORDER),
     };
     let ring = with_set(parts);
     if start == Start::Resume {
@@ -129,6 +133,7 @@ struct Parts {
     track: Option<Track>,
     offloads: Offloads,
     log: Option<Box<SplitLog>>,
+    in_order: bool,
 }
 
 fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
@@ -140,9 +145,11 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         track,
         offloads,
         log,
+        in_order,
     } = parts;
     Box::new(SplitRing::<SET> {
         mem,
+        in_order,
         next,
         hint: 0,
         vring,

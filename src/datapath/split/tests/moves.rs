@@ -60,6 +60,44 @@ fn a_full_ring_comes_out_in_order_in_bursts() {
 }
 
 #[test]
+fn in_order_one_used_entry_gives_back_what_a_burst_took() {
+    let mut rig = Rig::tx(V1 | VIRTIO_F_IN_ORDER);
+    for (round, count) in [3_u16, 32, 1, 20].into_iter().enumerate() {
+        let from = rig.net.driver.used_idx();
+        let heads: Vec<u16> = (0..count)
+            .map(|_| {
+                let head = rig.net.driver.next_id().expect("a free descriptor");
+                assert!(rig.net.send(&frame(60, 1)));
+                head
+            })
+            .collect();
+        let untouched = rig.net.driver.used_elem(from.wrapping_add(1));
+        rig.net.driver.publish();
+        assert_eq!(rig.dequeue().len(), usize::from(count), "{round}");
+        assert_eq!(rig.net.driver.used_idx(), from + count);
+        let entry = rig.net.driver.used_elem(from);
+        assert_eq!((entry.id, entry.len), (u32::from(heads[heads.len() - 1]), 0));
+        assert_eq!(rig.net.driver.used_elem(from.wrapping_add(1)), untouched);
+        let reaped: Vec<u32> = std::iter::from_fn(|| rig.net.driver.reap())
+            .map(|used| used.id)
+            .collect();
+        assert_eq!(
+            reaped,
+            heads.iter().map(|head| u32::from(*head)).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn in_order_every_buffer_that_is_written_has_its_own_length() {
+    let mut rig = Rig::rx(V1 | VIRTIO_F_IN_ORDER);
+    rig.net.supply(2);
+    rig.net.driver.publish();
+    assert_eq!(rig.enqueue(&[frame(60, 1), frame(70, 2)]).packets, 2);
+    assert_eq!([0, 1].map(|at| rig.net.driver.used_elem(at).len), [72, 82]);
+}
+
+#[test]
 fn a_burst_fills_no_more_slots_than_it_is_given() {
     let mut rig = Rig::tx(V1);
     (0..10).for_each(|seed| assert!(rig.net.send(&frame(60, seed))));
