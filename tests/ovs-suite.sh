@@ -80,7 +80,7 @@ served() { # served NUMBER: by whom the ports of a test were provided, as its vs
 good=0 bad=0
 for t in "${tests[@]}"; do
     tries=1
-    [ "$t" != $racy ] || tries=3
+    [ "$t" != $racy ] || tries=10
     for try in $(seq $tries); do
         if run "$t" >"$work/out" 2>&1 && grep -qE '^[0-9]+ test.* successful' "$work/out" &&
             ! grep -q skipped "$work/out"; then
