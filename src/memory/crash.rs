@@ -3,14 +3,14 @@
 //! Called ahead of each store into a ring or an in-flight buffer; nothing at all outside of this crate's own tests.
 
 /// The next store is about to happen.
-#[cfg(not(test))]
+#[cfg(any(not(test), loom))]
 #[inline(always)]
 pub(crate) fn point() {}
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) use armed::{after, point};
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod armed {
     use std::cell::Cell;
     use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
