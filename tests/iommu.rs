@@ -1,22 +1,25 @@
 //! A whole port behind an IOMMU, without Open vSwitch or QEMU: a front-end that writes its IOTLB messages byte by byte,
 //! and answers on the back-end channel when a test tells it to.
 
+mod common;
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ovs_vhost::datapath::{RingConfig, RxSlot, TxSlot};
 use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Buffer, Driver, GuestMemory, Virtqueue, FRONTEND_OFFSET};
-use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::port::{Environment, Mode, Port, Switches};
 use ovs_vhost::virtio::features::{
     Features, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use common::Netdev;
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
@@ -84,15 +87,6 @@ fn message(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
 
 fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
     [numbers(&[iova, size, uaddr]), vec![perm, kind, 0, 0, 0, 0, 0, 0]].concat()
-}
-
-struct Netdev;
-
-impl Host for Netdev {
-    fn changed(&self) {}
-    fn request_reconfigure(&self) {}
-    fn unlink_at_exit(&self, _: &Path) {}
-    fn keep_at_exit(&self, _: &Path) {}
 }
 
 fn environment() -> &'static Environment {

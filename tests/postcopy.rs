@@ -1,9 +1,10 @@
 //! Post-copy through a whole port: rust-vmm's `Frontend` on one side, poll threads of the test's own on the other, and
 //! memory whose pages arrive when the test says so.
 
+mod common;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,12 +13,14 @@ use std::time::{Duration, Instant};
 use ovs_vhost::datapath::{RxSlot, TxSlot};
 use ovs_vhost::memory::{GuestAddr, RegionDesc};
 use ovs_vhost::model::{Buffer, Driver, GuestMemory, PackedDriver, PageServer, Virtqueue};
-use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::port::{Environment, Mode, Port, Switches};
 use ovs_vhost::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
+
+use common::Netdev;
 
 const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -39,15 +42,6 @@ fn eventually<T>(what: &str, mut claim: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-struct Netdev;
-
-impl Host for Netdev {
-    fn changed(&self) {}
-    fn request_reconfigure(&self) {}
-    fn unlink_at_exit(&self, _: &Path) {}
-    fn keep_at_exit(&self, _: &Path) {}
 }
 
 /// All ports of these tests have one control thread, so each test would notice another's blocking it.

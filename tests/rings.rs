@@ -1,17 +1,18 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
 
+mod common;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ovs_vhost::datapath::TxSlot;
 use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Driver, GuestMemory, Net, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
-use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::port::{Environment, Mode, Port, Switches};
 use ovs_vhost::virtio::features::*;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
@@ -20,6 +21,8 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
+
+use common::Netdev;
 
 const SPLIT: Features = VIRTIO_F_VERSION_1
     .with(VIRTIO_NET_F_MRG_RXBUF)
@@ -35,16 +38,6 @@ fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// A netdev that does nothing of what it is told.
-struct Netdev;
-
-impl Host for Netdev {
-    fn changed(&self) {}
-    fn request_reconfigure(&self) {}
-    fn unlink_at_exit(&self, _: &Path) {}
-    fn keep_at_exit(&self, _: &Path) {}
 }
 
 /// A server port that goes when its test is over.
