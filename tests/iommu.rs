@@ -1,25 +1,28 @@
 //! A whole port behind an IOMMU, without Open vSwitch or QEMU: a front-end that writes its IOTLB messages byte by byte,
 //! and answers on the back-end channel when a test tells it to.
 
+#[path = "common/client.rs"]
+mod client;
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, OnceLock};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ovs_vhost::datapath::{RingConfig, RxSlot, TxSlot};
+use ovs_vhost::datapath::{RingConfig, TxSlot};
 use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Buffer, Driver, GuestMemory, Virtqueue, FRONTEND_OFFSET};
-use ovs_vhost::port::{Environment, Mode, Port, Switches};
+use ovs_vhost::port::Switches;
 use ovs_vhost::virtio::features::{
     Features, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use common::Netdev;
+use client::Client;
+use common::{eventually, TestPort};
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
@@ -58,14 +61,6 @@ const RINGS: [u64; 2] = [PAGE, 3 * PAGE];
 const BUFFERS: u64 = 8 * PAGE;
 const HEADER: usize = 12;
 
-fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !claim() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 fn numbers(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
 }
@@ -89,15 +84,11 @@ fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
     [numbers(&[iova, size, uaddr]), vec![perm, kind, 0, 0, 0, 0, 0, 0]].concat()
 }
 
-fn environment() -> &'static Environment {
-    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-    ENVIRONMENT.get_or_init(|| {
-        let switches = Switches {
-            iommu: true,
-            ..Switches::default()
-        };
-        Environment::new(&std::env::temp_dir(), None, switches, || ()).expect("a control thread")
-    })
+fn switches() -> Switches {
+    Switches {
+        iommu: true,
+        ..Switches::default()
+    }
 }
 
 /// What a back-end asked.
@@ -111,7 +102,7 @@ struct Question {
 
 /// A front-end with its guest, and the port it serves.
 struct World {
-    port: Arc<Port>,
+    client: Client,
     stream: UnixStream,
     /// Our end of the back-end channel, and a copy of the port's that we should not have kept.
     channel: UnixStream,
@@ -119,24 +110,13 @@ struct World {
     memory: Arc<GuestMemory>,
     rx: Driver,
     tx: Driver,
-    _directory: tempfile::TempDir,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.port.close();
-    }
 }
 
 impl World {
     /// Connected, and nothing said.
     fn connect(name: &str) -> World {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("s");
-        let listener = UnixListener::bind(&path).expect("a socket");
-        let port = Port::new(name, Mode::Client, environment(), Box::new(Netdev)).expect("a port");
-        port.set_config(&[("vhost-server-path", path.to_str().expect("UTF-8"))]);
-        let (stream, _) = listener.accept().expect("the port connects");
+        let client = Client::new(name, switches());
+        let stream = client.accept();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .expect("a time limit");
@@ -145,14 +125,13 @@ impl World {
         let memory = Arc::new(GuestMemory::new(64 * PAGE));
         let driver = |at| Driver::new(Arc::clone(&memory), GuestAddr(at), SIZE, FEATURES);
         World {
-            port,
+            client,
             stream,
             channel,
             kept,
             rx: driver(RINGS[0]),
             tx: driver(RINGS[1]),
             memory,
-            _directory: directory,
         }
     }
 
@@ -301,10 +280,7 @@ impl World {
     }
 
     fn connected(&mut self) -> bool {
-        let mut connected = false;
-        self.port
-            .status(&mut |key, value| connected |= key == "status" && value == "connected");
-        connected
+        self.client.port.connected()
     }
 
     /// The guest transmits one frame from the buffer on page `page` of its buffers.
@@ -325,10 +301,7 @@ impl World {
     }
 
     fn poll(&mut self) -> Vec<Vec<u8>> {
-        let mut memory = vec![[0; 2048]; 32];
-        let mut slots: Vec<_> = memory.iter_mut().map(|room| RxSlot::new(room)).collect();
-        let count = self.port.rx_queue(0).expect("a queue").dequeue(&mut slots);
-        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+        self.client.port.burst(0)
     }
 
     /// The guest gives a buffer to receive into.
@@ -345,7 +318,7 @@ impl World {
     }
 
     fn deliver(&mut self, frame: &[u8]) {
-        self.port.send(0, &[TxSlot::new(frame)]);
+        self.client.port.send(0, &[TxSlot::new(frame)]);
     }
 
     fn received(&mut self, page: u64) -> Option<Vec<u8>> {
@@ -610,13 +583,11 @@ fn a_front_end_that_misuses_its_channel_loses_that_and_costs_the_control_thread_
 
 #[test]
 fn a_server_port_does_not_offer_it() {
-    let name = format!("iommu-server-{}", std::process::id());
-    let port = Port::new(&name, Mode::Server, environment(), Box::new(Netdev)).expect("a port");
-    let mut stream = UnixStream::connect(std::env::temp_dir().join(&name)).expect("a port that listens");
+    let (_port, path) = TestPort::server("iommu-server", switches());
+    let mut stream = UnixStream::connect(path).expect("a port that listens");
     stream.write_all(&message(GET_FEATURES, 1, &[])).expect("to ask");
     let mut bytes = [0; 20];
     stream.read_exact(&mut bytes).expect("an answer");
     let features = Features(u64::from_ne_bytes(bytes[12..].try_into().expect("eight bytes")));
-    port.close();
     assert!(!features.contains(VIRTIO_F_ACCESS_PLATFORM));
 }

@@ -1,20 +1,23 @@
 //! A whole port without Open vSwitch: its sockets, its control thread, its rings, driven by rust-vmm's
 //! `Frontend` and by front-ends that misbehave.
 
+mod common;
+
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ovs_vhost::datapath::{RxSlot, TxSlot};
-use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::datapath::TxSlot;
+use ovs_vhost::port::{Mode, Port, Switches};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
+
+use common::{environment, eventually, Netdev, TestPort};
 
 const RING_SIZE: u16 = 256;
 const MEMORY: usize = 2 << 20;
@@ -23,89 +26,24 @@ const RING_STRIDE: u64 = 0x4000;
 /// Where the front-end pretends to have the guest's memory mapped.
 const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
 
-/// Waits for `claim`; says which one did not come true.
-fn eventually(what: &str, claim: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !claim() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
+impl TestPort {
+    fn connect_to(&self, path: &Path) {
+        self.set_config(&[("vhost-server-path", path.to_str().expect("a path in UTF-8"))]);
     }
 }
 
-/// A netdev that counts what it is told.
-#[derive(Clone, Default)]
-struct Netdev(Arc<Told>);
-
-#[derive(Default)]
-struct Told {
-    changed: AtomicUsize,
-    reconfigure: AtomicUsize,
-    dead: AtomicUsize,
+fn client(name: &str) -> TestPort {
+    TestPort::new(name, Mode::Client, Switches::default())
 }
 
-impl Host for Netdev {
-    fn changed(&self) {
-        assert_eq!(self.0.dead.load(Ordering::SeqCst), 0, "called after close()");
-        self.0.changed.fetch_add(1, Ordering::SeqCst);
-    }
-    fn request_reconfigure(&self) {
-        assert_eq!(self.0.dead.load(Ordering::SeqCst), 0, "called after close()");
-        self.0.reconfigure.fetch_add(1, Ordering::SeqCst);
-    }
-    fn unlink_at_exit(&self, _: &Path) {}
-    fn keep_at_exit(&self, _: &Path) {}
+/// A server port, and the path of its socket.
+fn server(name: &str) -> (TestPort, PathBuf) {
+    TestPort::server(name, Switches::default())
 }
 
-/// A directory with ports in it. The control thread is one for all tests, as it is one for all ports.
+/// A directory for the sockets of client ports.
 struct World {
     directory: tempfile::TempDir,
-}
-
-fn environment() -> &'static Environment {
-    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-    ENVIRONMENT.get_or_init(|| {
-        Environment::new(&std::env::temp_dir(), None, Switches::default(), || ()).expect("a control thread")
-    })
-}
-
-/// A port that is closed when the test is over, as a netdev would be.
-struct TestPort {
-    port: Arc<Port>,
-    netdev: Netdev,
-}
-
-impl TestPort {
-    fn new(name: &str, mode: Mode) -> TestPort {
-        let netdev = Netdev::default();
-        let port = Port::new(name, mode, environment(), Box::new(netdev.clone())).expect("a port");
-        TestPort { port, netdev }
-    }
-
-    fn status(&self, key: &str) -> Option<String> {
-        let mut found = None;
-        self.port.status(&mut |k, v| {
-            if k == key {
-                found = Some(v.to_owned());
-            }
-        });
-        found
-    }
-
-    fn connected(&self) -> bool {
-        self.status("status").as_deref() == Some("connected")
-    }
-
-    fn connect_to(&self, path: &Path) {
-        self.port
-            .set_config(&[("vhost-server-path", path.to_str().expect("a path in UTF-8"))]);
-    }
-}
-
-impl Drop for TestPort {
-    fn drop(&mut self) {
-        self.port.close();
-        self.netdev.0.dead.store(1, Ordering::SeqCst);
-    }
 }
 
 impl World {
@@ -121,16 +59,9 @@ impl World {
 
     /// A client port on the socket `name`, which need not be there.
     fn client(&self, name: &str) -> TestPort {
-        let port = TestPort::new(name, Mode::Client);
+        let port = client(name);
         port.connect_to(&self.path(name));
         port
-    }
-
-    /// A server port, and the path of its socket.
-    fn server(&self, name: &str) -> (TestPort, PathBuf) {
-        let name = format!("{name}-{}", std::process::id());
-        let port = TestPort::new(&name, Mode::Server);
-        (port, std::env::temp_dir().join(name))
     }
 }
 
@@ -155,6 +86,13 @@ impl Guest {
 
     fn connect(path: &Path) -> Guest {
         Guest::on(UnixStream::connect(path).expect("a port that listens"))
+    }
+
+    /// With `pairs` queue pairs that run, the port says.
+    fn up(mut self, port: &TestPort, pairs: usize) -> Guest {
+        self.start(pairs).expect("negotiation");
+        eventually("connected", || port.connected());
+        self
     }
 
     /// All of the guest's memory.
@@ -251,16 +189,14 @@ impl Guest {
 
 #[test]
 fn a_server_port_carries_a_front_end_through_its_whole_life() {
-    let (port, path) = World::new().server("life");
+    let (port, path) = server("life");
     assert!(path.exists());
-    let mut guest = Guest::connect(&path);
-    guest.start(2).expect("negotiation");
-    eventually("connected", || port.connected());
+    let guest = Guest::connect(&path).up(&port, 2);
     assert_eq!(port.status("mode").as_deref(), Some("server"));
     assert_eq!(port.status("num_of_vrings").as_deref(), Some("4"));
     assert_eq!(port.status("vring_3_size").as_deref(), Some("256"));
     assert_eq!(port.status("features").as_deref(), Some("0x0000000140008000"));
-    let topology = port.port.reconfigure();
+    let topology = port.reconfigure();
     assert_eq!((topology.n_rxq, topology.n_txq, topology.attached), (2, 2, true));
     assert!(
         guest.calls.iter().all(|call| call.read().is_ok()),
@@ -272,9 +208,7 @@ fn a_server_port_carries_a_front_end_through_its_whole_life() {
     eventually("disconnected", || !port.connected());
     drop(guest);
 
-    let mut again = Guest::connect(&path);
-    again.start(1).expect("a second front-end, after the first");
-    eventually("connected again", || port.connected());
+    let _again = Guest::connect(&path).up(&port, 1);
     drop(port);
     assert!(!path.exists(), "the socket goes with its port");
 }
@@ -283,14 +217,12 @@ fn a_server_port_carries_a_front_end_through_its_whole_life() {
 fn a_client_port_connects_when_its_socket_and_even_its_directory_appear() {
     let world = World::new();
     let path = world.path("later/s");
-    let port = TestPort::new("appears", Mode::Client);
+    let port = client("appears");
     port.connect_to(&path);
     std::fs::create_dir(world.path("later")).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     let (stream, _) = listener.accept().expect("the port connects by itself");
-    let mut guest = Guest::on(stream);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let guest = Guest::on(stream).up(&port, 1);
 
     // The front-end goes, its file stays, another one comes.
     drop(guest);
@@ -299,21 +231,17 @@ fn a_client_port_connects_when_its_socket_and_even_its_directory_appear() {
     std::fs::remove_file(&path).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     let (stream, _) = listener.accept().expect("the port connects again");
-    let mut guest = Guest::on(stream);
-    guest.start(1).expect("negotiation");
-    eventually("connected again", || port.connected());
+    let _guest = Guest::on(stream).up(&port, 1);
 }
 
 #[test]
 fn counters_and_queue_count_outlive_a_front_end() {
-    let (port, path) = World::new().server("outlive");
-    let mut guest = Guest::connect(&path);
-    guest.start(2).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("outlive");
+    let guest = Guest::connect(&path).up(&port, 2);
     drop(guest);
     eventually("disconnected", || !port.connected());
     let mut names = Vec::new();
-    port.port.custom_stats(&mut |name, _| names.push(name.to_owned()));
+    port.custom_stats(&mut |name, _| names.push(name.to_owned()));
     for name in [
         "ovs_tx_retries",
         "rx_q0_good_packets",
@@ -330,10 +258,8 @@ fn counters_and_queue_count_outlive_a_front_end() {
 
 #[test]
 fn a_second_front_end_is_refused_and_the_first_does_not_notice() {
-    let (port, path) = World::new().server("second");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("second");
+    let guest = Guest::connect(&path).up(&port, 1);
     let mut second = UnixStream::connect(&path).unwrap();
     second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     assert_eq!(second.read(&mut [0]).expect("end of stream"), 0, "hung up on");
@@ -343,16 +269,13 @@ fn a_second_front_end_is_refused_and_the_first_does_not_notice() {
 
 #[test]
 fn a_front_end_that_sends_half_a_header_delays_nobody() {
-    let world = World::new();
-    let (_slow, slow_path) = world.server("slow");
-    let (port, path) = world.server("quick");
+    let (_slow, slow_path) = server("slow");
+    let (port, path) = server("quick");
     let mut half = UnixStream::connect(&slow_path).unwrap();
     half.write_all(&[1, 0, 0]).unwrap();
     let started = Instant::now();
     for _ in 0..20 {
-        let mut guest = Guest::connect(&path);
-        guest.start(1).expect("negotiation");
-        eventually("connected", || port.connected());
+        let guest = Guest::connect(&path).up(&port, 1);
         drop(guest);
         eventually("disconnected", || !port.connected());
     }
@@ -367,19 +290,17 @@ fn a_front_end_that_sends_half_a_header_delays_nobody() {
 
 #[test]
 fn a_message_of_an_unknown_kind_ends_the_connection_and_the_port_goes_on() {
-    let (port, path) = World::new().server("unknown");
+    let (port, path) = server("unknown");
     let mut rude = UnixStream::connect(&path).unwrap();
     rude.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     rude.write_all(&[200, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
     assert_eq!(rude.read(&mut [0]).expect("end of stream"), 0);
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let _guest = Guest::connect(&path).up(&port, 1);
 }
 
 #[test]
 fn a_region_is_there_until_it_was_removed_as_often_as_added() {
-    let (port, path) = World::new().server("slots");
+    let (port, path) = server("slots");
     let mut guest = Guest::connect(&path);
     guest.negotiate().expect("negotiation");
     guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -414,10 +335,8 @@ fn a_region_is_there_until_it_was_removed_as_often_as_added() {
 
 #[test]
 fn a_call_descriptor_that_could_block_a_poll_thread_is_refused() {
-    let (port, path) = World::new().server("pipe");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("pipe");
+    let guest = Guest::connect(&path).up(&port, 1);
     let (_reader, writer) = std::io::pipe().unwrap();
     // SAFETY: the descriptor is this value's own from here on.
     let not_an_eventfd = unsafe { EventFd::from_raw_fd(writer.into_raw_fd()) };
@@ -435,11 +354,9 @@ fn of_two_ports_with_one_path_the_second_waits_and_says_so() {
     let listener = UnixListener::bind(world.path("one")).unwrap();
     let first = world.client("one");
     let (stream, _) = listener.accept().unwrap();
-    let mut guest = Guest::on(stream);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || first.connected());
+    let guest = Guest::on(stream).up(&first, 1);
 
-    let second = TestPort::new("two", Mode::Client);
+    let second = client("two");
     second.connect_to(&world.path("one"));
     eventually("the reason in status", || second.status("error").is_some());
     assert!(second
@@ -450,9 +367,7 @@ fn of_two_ports_with_one_path_the_second_waits_and_says_so() {
 
     drop(first);
     let (stream, _) = listener.accept().expect("the second takes over");
-    let mut guest = Guest::on(stream);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || second.connected());
+    let _guest = Guest::on(stream).up(&second, 1);
     assert_eq!(second.status("error"), None);
 }
 
@@ -473,12 +388,9 @@ fn a_changed_path_takes_effect_at_once() {
 
 #[test]
 fn a_deleted_port_can_be_added_again_at_once_under_the_same_name() {
-    let world = World::new();
     for _ in 0..50 {
-        let (port, path) = world.server("again");
-        let mut guest = Guest::connect(&path);
-        guest.start(1).expect("negotiation");
-        eventually("connected", || port.connected());
+        let (port, path) = server("again");
+        let _guest = Guest::connect(&path).up(&port, 1);
         // The guest is still attached.
         drop(port);
     }
@@ -486,8 +398,8 @@ fn a_deleted_port_can_be_added_again_at_once_under_the_same_name() {
 
 #[test]
 fn a_bad_option_is_named_in_status_and_harms_nothing() {
-    let port = TestPort::new("bad", Mode::Client);
-    port.port.set_config(&[("tx-retries-max", "99")]);
+    let port = client("bad");
+    port.set_config(&[("tx-retries-max", "99")]);
     let error = port.status("error").expect("two complaints");
     assert!(
         error.contains("options:tx-retries-max='99'") && error.contains("vhost-server-path is not set"),
@@ -498,13 +410,13 @@ fn a_bad_option_is_named_in_status_and_harms_nothing() {
 
 #[test]
 fn the_mtu_is_checked_and_applied_without_a_guest() {
-    let port = TestPort::new("mtu", Mode::Client);
+    let port = client("mtu");
     for bad in [0, 67, 9703, 65536] {
-        assert_eq!(port.port.set_mtu(bad).unwrap_err().errno(), libc::EINVAL);
+        assert_eq!(port.set_mtu(bad).unwrap_err().errno(), libc::EINVAL);
     }
     for good in [68, 9702] {
-        port.port.set_mtu(good).unwrap();
-        assert_eq!(port.port.reconfigure().mtu, good);
+        port.set_mtu(good).unwrap();
+        assert_eq!(port.reconfigure().mtu, good);
     }
     assert!(port.netdev.0.reconfigure.load(Ordering::SeqCst) >= 2);
 }
@@ -512,9 +424,14 @@ fn the_mtu_is_checked_and_applied_without_a_guest() {
 #[test]
 fn names_that_would_leave_the_directory_are_refused() {
     for name in ["../up", "a/b", "back\\slash"] {
-        let error = Port::new(name, Mode::Server, environment(), Box::new(Netdev::default()))
-            .map(drop)
-            .unwrap_err();
+        let error = Port::new(
+            name,
+            Mode::Server,
+            environment(Switches::default()),
+            Box::new(Netdev::default()),
+        )
+        .map(drop)
+        .unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
     }
 }
@@ -522,7 +439,7 @@ fn names_that_would_leave_the_directory_are_refused() {
 #[test]
 fn hundreds_of_connections_leave_no_descriptor_behind() {
     // Other tests of this process open descriptors too, so count those of this port's own sockets.
-    let (port, path) = World::new().server("leak");
+    let (port, path) = server("leak");
     let memfds = || {
         let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         all.filter_map(|e| std::fs::read_link(e.path()).ok())
@@ -555,7 +472,7 @@ fn hundreds_of_connections_leave_no_descriptor_behind() {
 fn receive(port: &TestPort, guest: &Guest, addr: u64) {
     guest.give(0, addr, true);
     let before = guest.used(0);
-    port.port.send(0, &[TxSlot::new(&[0x5a; 100])]);
+    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
     assert_eq!(guest.used(0), before + 1, "it arrived");
 }
 
@@ -578,10 +495,8 @@ fn taken(log: &OwnedFd) -> Vec<usize> {
 
 #[test]
 fn a_migration_begins_and_ends_under_running_rings() {
-    let (port, path) = World::new().server("migrates");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("migrates");
+    let guest = Guest::connect(&path).up(&port, 1);
     receive(&port, &guest, 0x10_0000);
 
     // In QEMU's order: the log, the feature, the rings' addresses.
@@ -628,10 +543,8 @@ fn a_migration_begins_and_ends_under_running_rings() {
 
 #[test]
 fn no_other_feature_changes_under_running_rings() {
-    let (port, path) = World::new().server("features");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("features");
+    let guest = Guest::connect(&path).up(&port, 1);
     guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
     assert!(guest.frontend.set_features(features & !(1 << 15)).is_err());
@@ -648,10 +561,8 @@ fn no_other_feature_changes_under_running_rings() {
 
 #[test]
 fn a_log_that_its_file_does_not_hold_ends_the_connection() {
-    let (port, path) = World::new().server("short-log");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("short-log");
+    let guest = Guest::connect(&path).up(&port, 1);
     let log = dirty_log();
     let region = VhostUserDirtyLogRegion {
         mmap_size: 1 << 20,
@@ -664,25 +575,18 @@ fn a_log_that_its_file_does_not_hold_ends_the_connection() {
 
 /// The types of the frames that come out of the guest, and where they come from.
 fn heard(port: &TestPort) -> Vec<(u16, [u8; 6])> {
-    let mut memory = [0; 4096];
-    let mut slots: Vec<_> = memory.chunks_mut(2048).map(RxSlot::new).collect();
-    let count = port.port.rx_queue(0).unwrap().dequeue(&mut slots);
-    let frames = slots[..count].iter().map(|slot| slot.frame());
-    frames
-        .map(|frame| {
-            let kind = u16::from_be_bytes([frame[12], frame[13]]);
-            (kind, frame[6..12].try_into().unwrap())
-        })
-        .collect()
+    let of = |frame: Vec<u8>| {
+        let kind = u16::from_be_bytes([frame[12], frame[13]]);
+        (kind, frame[6..12].try_into().unwrap())
+    };
+    port.burst(0).into_iter().map(of).collect()
 }
 
 #[test]
 fn a_guest_that_comes_back_in_mid_ring_is_announced_and_a_new_one_is_not() {
     const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
-    let (port, path) = World::new().server("announced");
-    let mut guest = Guest::connect(&path);
-    guest.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let (port, path) = server("announced");
+    let guest = Guest::connect(&path).up(&port, 1);
     assert_eq!(heard(&port), []);
     // Header, addresses, a type that is not ARP's.
     let frame = [&[0; 12][..], &[0xff; 6], &MAC, &[0x88, 0xb5], &[0; 50]].concat();
@@ -703,8 +607,6 @@ fn a_guest_that_comes_back_in_mid_ring_is_announced_and_a_new_one_is_not() {
 
     drop(guest);
     eventually("disconnected", || !port.connected());
-    let mut other = Guest::connect(&path);
-    other.start(1).expect("negotiation");
-    eventually("connected", || port.connected());
+    let _other = Guest::connect(&path).up(&port, 1);
     assert_eq!(heard(&port), [], "another guest, which begins here");
 }

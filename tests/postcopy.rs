@@ -1,26 +1,31 @@
 //! Post-copy through a whole port: rust-vmm's `Frontend` on one side, poll threads of the test's own on the other, and
 //! memory whose pages arrive when the test says so.
 
+#[path = "common/client.rs"]
+mod client;
 mod common;
+#[path = "common/frontend.rs"]
+mod frontend;
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ovs_vhost::datapath::{RxSlot, TxSlot};
-use ovs_vhost::memory::{GuestAddr, RegionDesc};
+use ovs_vhost::datapath::TxSlot;
+use ovs_vhost::memory::GuestAddr;
 use ovs_vhost::model::{Buffer, Driver, GuestMemory, PackedDriver, PageServer, Virtqueue};
-use ovs_vhost::port::{Environment, Mode, Port, Switches};
+use ovs_vhost::port::Switches;
 use ovs_vhost::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use common::Netdev;
+use client::Client;
+use common::{eventually, TestPort};
+use frontend::{fresh, info, start_ring};
 
 const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -32,49 +37,20 @@ const RING_SIZE: u16 = 64;
 const RINGS: [GuestAddr; 2] = [GuestAddr(0x10_000), GuestAddr(0x20_000)];
 const BUFFERS: GuestAddr = GuestAddr(0x40_000);
 
-/// Waits for `claim`; says which one did not come true.
-fn eventually<T>(what: &str, mut claim: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(value) = claim() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(1));
+/// All ports of these tests have one control thread, so each test would notice another's blocking it.
+fn switches() -> Switches {
+    Switches {
+        postcopy: true,
+        ..Switches::default()
     }
 }
 
-/// All ports of these tests have one control thread, so each test would notice another's blocking it.
-fn environment() -> &'static Environment {
-    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-    let switches = Switches {
-        postcopy: true,
-        ..Switches::default()
-    };
-    ENVIRONMENT.get_or_init(|| {
-        Environment::new(&std::env::temp_dir(), None, switches, || ()).expect("a control thread")
-    })
-}
-
-/// A client port and the socket it connects to.
-struct World {
-    port: Arc<Port>,
-    listener: UnixListener,
-    _directory: tempfile::TempDir,
-}
+/// A port. All ports of these tests have one control thread, so each test would notice another's blocking it.
+struct World(Client);
 
 impl World {
     fn new(name: &str) -> World {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("socket");
-        let listener = UnixListener::bind(&path).expect("a socket");
-        let port = Port::new(name, Mode::Client, environment(), Box::new(Netdev)).expect("a port");
-        port.set_config(&[("vhost-server-path", path.to_str().expect("UTF-8"))]);
-        World {
-            port,
-            listener,
-            _directory: directory,
-        }
+        World(Client::new(name, switches()))
     }
 
     fn accept(&self) -> Frontend {
@@ -82,30 +58,16 @@ impl World {
     }
 
     fn accept_with(&self, features: Features) -> Frontend {
-        let (stream, _) = self.listener.accept().expect("the port connects");
-        negotiated(stream, features)
+        negotiated(self.0.accept(), features)
     }
 
     fn connected(&self) -> bool {
-        let mut found = false;
-        self.port
-            .status(&mut |key, value| found |= (key, value) == ("status", "connected"));
-        found
+        self.0.port.connected()
     }
 
     /// One burst out of the guest.
     fn receive(&self) -> Vec<Vec<u8>> {
-        let mut memory = vec![[0; 2048]; 4];
-        let mut slots: Vec<RxSlot<'_>> = memory.iter_mut().map(|m| RxSlot::new(m)).collect();
-        let queue = self.port.rx_queue(0).expect("queue 0");
-        let count = queue.dequeue(&mut slots);
-        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.port.close();
+        self.0.port.burst(0)
     }
 }
 
@@ -121,16 +83,6 @@ fn negotiated(stream: UnixStream, features: Features) -> Frontend {
     frontend.set_protocol_features(wanted).expect("offered");
     frontend.set_features(features.0).expect("offered");
     frontend
-}
-
-fn info((desc, fd): &(RegionDesc, OwnedFd)) -> VhostUserMemoryRegionInfo {
-    VhostUserMemoryRegionInfo {
-        guest_phys_addr: desc.guest.0,
-        memory_size: desc.size,
-        userspace_addr: desc.frontend.0,
-        mmap_offset: desc.mmap_offset,
-        mmap_handle: fd.as_raw_fd(),
-    }
 }
 
 /// A guest that runs already, and of whose memory nothing has arrived yet.
@@ -178,36 +130,22 @@ impl<D: Virtqueue> Incoming<D> {
 
     fn start_rings(&mut self) {
         for index in [0, 1] {
-            let ring = [&self.receiveq, &self.transmitq][index].config(0);
-            let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-            let config = VringConfigData {
-                queue_max_size: RING_SIZE,
-                queue_size: RING_SIZE,
-                flags: 0,
-                desc_table_addr: ring.desc.0,
-                avail_ring_addr: ring.driver.0,
-                used_ring_addr: ring.device.0,
-                log_addr: None,
-            };
-            // Where a ring begins: in a packed one, with both wrap counters set.
-            let packed = ring.features.contains(VIRTIO_F_RING_PACKED);
-            let base = if packed { 0x8000 } else { 0 };
-            let frontend = &mut self.frontend;
-            frontend
-                .set_vring_num(index, RING_SIZE)
-                .and_then(|()| frontend.set_vring_base(index, base))
-                .and_then(|()| frontend.set_vring_addr(index, &config))
-                .and_then(|()| frontend.set_vring_call(index, &call))
-                .and_then(|()| frontend.set_vring_kick(index, &call))
-                .and_then(|()| frontend.set_vring_enable(index, true))
+            let ring = [&self.receiveq, &self.transmitq][usize::from(index)].config(index);
+            let kick = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+            start_ring(&self.frontend, &ring, fresh(ring.features), &kick)
+                .and_then(|()| self.frontend.set_vring_enable(index.into(), true))
                 .expect("to send");
         }
     }
 
     /// The guest page that somebody waits for.
     fn wanted(&self) -> GuestAddr {
-        let address = eventually("a page is asked for", || self.pages.next());
-        GuestAddr(0x1000 + address - self.base)
+        let mut asked = None;
+        eventually("a page is asked for", || {
+            asked = self.pages.next();
+            asked.is_some()
+        });
+        GuestAddr(0x1000 + asked.expect("one") - self.base)
     }
 
     /// A page arrives.
@@ -224,7 +162,7 @@ impl<D: Virtqueue> Incoming<D> {
             if let Some(address) = self.pages.next() {
                 self.bring(GuestAddr(0x1000 + address - self.base), &[]);
             }
-            world.connected().then_some(())
+            world.connected()
         });
     }
 
@@ -247,7 +185,7 @@ fn others_are_served(name: &str) {
     guest.start_rings();
     guest.bring_up(&world);
     drop(guest);
-    eventually("disconnected", || (!world.connected()).then_some(()));
+    eventually("disconnected", || !world.connected());
 }
 
 #[test]
@@ -318,7 +256,7 @@ fn bursts<D: Virtqueue + Sync>(name: &str, features: Features) {
         .expect("room");
     guest.receiveq.publish();
     thread::scope(|scope| {
-        let sent = scope.spawn(|| world.port.send(0, &[TxSlot::new(&frame)]));
+        let sent = scope.spawn(|| world.0.port.send(0, &[TxSlot::new(&frame)]));
         let mut page = guest.wanted();
         while page != addr {
             wake(&guest, page);
@@ -402,7 +340,7 @@ fn a_poll_thread_that_sleeps_when_the_front_end_leaves_wakes_up_and_makes_up_not
         // What it saw is not the guest's; the connection is gone, and so is the ring.
         assert!(frames.len() <= 1);
     });
-    eventually("disconnected", || (!world.connected()).then_some(()));
+    eventually("disconnected", || !world.connected());
     assert_eq!(
         guest.present(),
         present,
@@ -508,14 +446,12 @@ fn out_of_its_order_post_copy_is_refused() {
 
 #[test]
 fn post_copy_is_offered_by_client_ports_only() {
-    let name = format!("postcopy-server-{}", std::process::id());
-    let port = Port::new(&name, Mode::Server, environment(), Box::new(Netdev)).expect("a port");
-    let mut frontend = Frontend::connect(std::env::temp_dir().join(&name), 2).expect("a port that listens");
+    let (_port, path) = TestPort::server("postcopy-server", switches());
+    let mut frontend = Frontend::connect(path, 2).expect("a port that listens");
     frontend.get_features().expect("features");
     let offered = frontend.get_protocol_features().expect("protocol features");
     assert!(
         !offered.contains(VhostUserProtocolFeatures::PAGEFAULT),
         "{offered:?}"
     );
-    port.close();
 }

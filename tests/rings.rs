@@ -1,28 +1,31 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
 
 mod common;
+#[path = "common/frontend.rs"]
+mod frontend;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ovs_vhost::datapath::TxSlot;
 use ovs_vhost::memory::GuestAddr;
-use ovs_vhost::model::{Driver, GuestMemory, Net, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
-use ovs_vhost::port::{Environment, Mode, Port, Switches};
+use ovs_vhost::model::{Driver, GuestMemory, Net, PackedDriver, Virtqueue, FRONTEND_OFFSET};
+use ovs_vhost::port::Switches;
 use ovs_vhost::virtio::features::*;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
     VhostUserInflight,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;
 
-use common::Netdev;
+use common::{eventually, TestPort};
+use frontend::{fresh, info, start_ring};
 
 const SPLIT: Features = VIRTIO_F_VERSION_1
     .with(VIRTIO_NET_F_MRG_RXBUF)
@@ -32,35 +35,18 @@ const PACKED: Features = SPLIT.with(VIRTIO_F_RING_PACKED);
 const SIZE: u16 = 64;
 const ROOM: u32 = 256;
 
-fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !claim() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+fn server(name: &str) -> TestPort {
+    TestPort::server(&format!("rings-{name}"), Switches::default()).0
 }
 
-/// A server port that goes when its test is over.
-struct TestPort(Arc<Port>);
+fn connect(port: &TestPort) -> UnixStream {
+    UnixStream::connect(std::env::temp_dir().join(port.name())).expect("a port that listens")
+}
 
 impl TestPort {
-    fn new(name: &str) -> TestPort {
-        static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-        let environment = ENVIRONMENT.get_or_init(|| {
-            Environment::new(&std::env::temp_dir(), None, Switches::default(), || ())
-                .expect("a control thread")
-        });
-        let name = format!("rings-{name}-{}", std::process::id());
-        TestPort(Port::new(&name, Mode::Server, environment, Box::new(Netdev)).expect("a port"))
-    }
-
-    fn connect(&self) -> UnixStream {
-        UnixStream::connect(std::env::temp_dir().join(self.0.name())).expect("a port that listens")
-    }
-
     fn counter(&self, name: &str) -> u64 {
         let mut found = None;
-        self.0.custom_stats(&mut |key, value| {
+        self.custom_stats(&mut |key, value| {
             if key == name {
                 found = Some(value);
             }
@@ -68,27 +54,9 @@ impl TestPort {
         found.expect(name)
     }
 
-    fn status(&self, name: &str) -> Option<String> {
-        let mut found = None;
-        self.0.status(&mut |key, value| {
-            if key == name {
-                found = Some(value.to_owned());
-            }
-        });
-        found
-    }
-
-    fn send(&self, queue: u16, frames: &[Vec<u8>]) {
+    fn deliver(&self, queue: u16, frames: &[Vec<u8>]) {
         let slots: Vec<_> = frames.iter().map(|frame| TxSlot::new(frame)).collect();
-        self.0.send(queue, &slots);
-    }
-
-    /// One burst from queue `queue`, announcements included.
-    fn burst(&self, queue: u16) -> Vec<Vec<u8>> {
-        let mut pool = Pool::new(32, 2048);
-        let mut slots = pool.slots();
-        let count = self.0.rx_queue(queue).expect("a queue").dequeue(&mut slots);
-        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+        self.send(queue, &slots);
     }
 
     /// One burst of what the guest sent. A guest that comes back is announced first.
@@ -98,12 +66,6 @@ impl TestPort {
             frames if frames.first().is_some_and(is_announcement) => self.burst(queue),
             frames => frames,
         }
-    }
-}
-
-impl Drop for TestPort {
-    fn drop(&mut self) {
-        self.0.close();
     }
 }
 
@@ -124,7 +86,7 @@ impl<D: Virtqueue> Guest<D> {
         let memory = Arc::new(GuestMemory::new(2 * u64::from(pairs) * space));
         let at = |index: u16| GuestAddr(0x1000 + u64::from(index) * space);
         let ring = |index| Net::within(Arc::clone(&memory), at(index), SIZE, ROOM, features);
-        let wire = port.connect();
+        let wire = connect(port);
         let mut guest = Guest {
             frontend: Frontend::from_stream(wire.try_clone().expect("a descriptor"), 256),
             wire,
@@ -156,53 +118,39 @@ impl<D: Virtqueue> Guest<D> {
         let (nobody, _) = UnixStream::pair().expect("a socket pair");
         self.frontend = Frontend::from_stream(nobody.try_clone().expect("a descriptor"), 256);
         self.wire = nobody;
-        self.wire = port.connect();
+        self.wire = connect(port);
         self.frontend = Frontend::from_stream(self.wire.try_clone().expect("a descriptor"), 256);
         self.negotiate(features);
         self.hand_over_memory();
     }
 
     fn hand_over_memory(&mut self) {
-        for (desc, file) in self.memory.regions() {
-            let region = VhostUserMemoryRegionInfo {
-                guest_phys_addr: desc.guest.0,
-                memory_size: desc.size,
-                userspace_addr: desc.guest.0 + FRONTEND_OFFSET,
-                mmap_offset: desc.mmap_offset,
-                mmap_handle: file.as_raw_fd(),
-            };
-            self.frontend.set_mem_table(&[region]).expect("memory");
+        for region in self.memory.regions() {
+            self.frontend.set_mem_table(&[info(&region)]).expect("memory");
         }
     }
 
     /// Starts a ring at `base`.
     fn start(&mut self, index: u16, base: u16) {
         let vring = usize::from(index);
-        let config = self.rings[vring].driver.config(index);
-        let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-        let addresses = VringConfigData {
-            queue_max_size: config.size,
-            queue_size: config.size,
-            flags: 0,
-            desc_table_addr: config.desc.0,
-            avail_ring_addr: config.driver.0,
-            used_ring_addr: config.device.0,
-            log_addr: None,
-        };
-        let frontend = &mut self.frontend;
-        frontend
-            .set_vring_num(vring, config.size)
-            .and_then(|()| frontend.set_vring_base(vring, base))
-            .and_then(|()| frontend.set_vring_addr(vring, &addresses))
-            .and_then(|()| frontend.set_vring_call(vring, &call))
-            .and_then(|()| frontend.set_vring_kick(vring, &self.kicks[vring]))
-            .expect("a ring that starts");
+        let ring = self.rings[vring].driver.config(index);
+        start_ring(&self.frontend, &ring, base, &self.kicks[vring]).expect("a ring that starts");
     }
 
     fn enable(&mut self, index: u16, enable: bool) {
         self.frontend
             .set_vring_enable(usize::from(index), enable)
             .expect("on or off");
+    }
+
+    /// Has the first pair run from `base` on.
+    fn run(&mut self, port: &TestPort, base: u16) {
+        for index in 0..2 {
+            self.start(index, base);
+            self.enable(index, true);
+        }
+        self.settle();
+        eventually("the pair runs", || port.connected());
     }
 
     /// Says what rust-vmm's front-end has no words for: a request with a number for a payload.
@@ -241,20 +189,12 @@ impl<D: Virtqueue> Guest<D> {
     }
 }
 
-/// Where a fresh ring of this layout stands.
-fn fresh(features: Features) -> u16 {
-    match features.contains(VIRTIO_F_RING_PACKED) {
-        true => 0x8000,
-        false => 0,
-    }
-}
-
 fn frames(from: u8, count: u8) -> Vec<Vec<u8>> {
     (from..from + count).map(|seed| vec![seed & !1; 60]).collect()
 }
 
 fn a_disabled_queue_drains<D: Virtqueue>(name: &str, features: Features) {
-    let port = TestPort::new(name);
+    let port = server(name);
     let mut guest = Guest::<D>::new(&port, 2, features);
     for index in 0..4 {
         guest.start(index, fresh(features));
@@ -264,13 +204,13 @@ fn a_disabled_queue_drains<D: Virtqueue>(name: &str, features: Features) {
     guest.enable(1, true);
     guest.enable(0, true);
     guest.settle();
-    eventually("the first pair runs", || port.0.carrier());
+    eventually("the first pair runs", || port.connected());
     assert_eq!(port.receive(0), frames(0, 4));
     assert_eq!(guest.reap(1), 4);
 
     // The second pair stays disabled, and its guest sends.
     let drops = || port.counter("ovs_vhost_rx_disabled_drops");
-    port.0.reconfigure();
+    port.reconfigure();
     let mut back = 0;
     for round in 1..=50 {
         guest.transmit(3, &frames(0, 30));
@@ -326,15 +266,15 @@ fn reset<D: Virtqueue>(guest: &mut Guest<D>, index: u16, size: u16, features: Fe
 }
 
 fn one_ring_is_reset_while_others_run<D: Virtqueue>(name: &str, features: Features) {
-    let port = TestPort::new(name);
+    let port = server(name);
     let mut guest = Guest::<D>::new(&port, 2, features);
     for index in 0..4 {
         guest.start(index, fresh(features));
         guest.enable(index, true);
     }
     guest.settle();
-    eventually("the first pair runs", || port.0.carrier());
-    port.0.reconfigure();
+    eventually("the first pair runs", || port.connected());
+    port.reconfigure();
     for round in 0..40 {
         // Something is under way in every ring when one of the second pair goes.
         guest.transmit(1, &frames(round, 3));
@@ -350,11 +290,11 @@ fn one_ring_is_reset_while_others_run<D: Virtqueue>(name: &str, features: Featur
             if round % 4 < 2 { SIZE / 2 } else { SIZE },
             features,
         );
-        assert!(port.0.carrier(), "nobody noticed");
+        assert!(port.carrier(), "nobody noticed");
 
         assert_eq!(port.receive(0), frames(round, 3), "the other pair moves packets");
         assert_eq!(guest.reap(1), 3);
-        port.send(0, &frames(round, 2));
+        port.deliver(0, &frames(round, 2));
         assert_eq!(guest.rings[0].receive(), Some(vec![round & !1; 60]));
         assert!(guest.rings[0].receive().is_some());
 
@@ -366,7 +306,7 @@ fn one_ring_is_reset_while_others_run<D: Virtqueue>(name: &str, features: Featur
         assert_eq!(guest.reap(3), 5);
         guest.rings[2].supply(4);
         guest.rings[2].driver.publish();
-        port.send(1, &frames(round, 1));
+        port.deliver(1, &frames(round, 1));
         assert_eq!(guest.rings[2].receive(), Some(vec![round & !1; 60]));
     }
 }
@@ -379,25 +319,25 @@ fn one_ring_is_reset_and_resized_while_the_others_run() {
 
 #[test]
 fn two_hundred_and_fifty_six_vrings_run_and_move_packets() {
-    let port = TestPort::new("many");
+    let port = server("many");
     let mut guest = Guest::<Driver>::new(&port, 128, SPLIT);
     for index in 0..256 {
         guest.start(index, 0);
         guest.enable(index, true);
     }
     guest.settle();
-    eventually("the first pair runs", || port.0.carrier());
-    let topology = port.0.reconfigure();
+    eventually("the first pair runs", || port.connected());
+    let topology = port.reconfigure();
     assert_eq!((topology.n_rxq, topology.n_txq), (128, 128));
     for queue in 0..128 {
-        assert!(port.0.rxq_enabled(queue));
+        assert!(port.rxq_enabled(queue));
         let (to_guest, from_guest) = (2 * queue, 2 * queue + 1);
         let seed = u8::try_from(queue).expect("small");
         guest.transmit(from_guest, &frames(seed, 2));
         assert_eq!(port.receive(queue), frames(seed, 2), "queue {queue}");
         guest.rings[usize::from(to_guest)].supply(1);
         guest.rings[usize::from(to_guest)].driver.publish();
-        port.send(queue, &frames(seed, 1));
+        port.deliver(queue, &frames(seed, 1));
         let got = guest.rings[usize::from(to_guest)].receive();
         assert_eq!(got, Some(vec![seed & !1; 60]), "queue {queue}");
     }
@@ -407,7 +347,7 @@ fn two_hundred_and_fifty_six_vrings_run_and_move_packets() {
 
 #[test]
 fn a_guest_has_five_hundred_and_nine_memory_slots() {
-    let port = TestPort::new("slots");
+    let port = server("slots");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     assert_eq!(guest.frontend.get_max_mem_slots().expect("an answer"), 509);
     guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -427,11 +367,7 @@ fn a_guest_has_five_hundred_and_nine_memory_slots() {
             "slot {slot}"
         );
     }
-    for index in 0..2 {
-        guest.start(index, 0);
-        guest.enable(index, true);
-    }
-    eventually("the pair runs", || port.0.carrier());
+    guest.run(&port, 0);
     guest.transmit(1, &frames(0, 2));
     assert_eq!(port.receive(0), frames(0, 2));
 }
@@ -450,7 +386,7 @@ fn keep_in_flight<D: Virtqueue>(guest: &mut Guest<D>) -> (VhostUserInflight, Fil
 }
 
 fn a_reconnect_goes_on_where_the_ring_stood<D: Virtqueue>(name: &str, features: Features) {
-    let port = TestPort::new(name);
+    let port = server(name);
     let mut guest = Guest::<D>::new(&port, 1, features);
     let (buffer, file) = keep_in_flight(&mut guest);
     let mut seed = 0;
@@ -459,20 +395,15 @@ fn a_reconnect_goes_on_where_the_ring_stood<D: Virtqueue>(name: &str, features: 
             .frontend
             .set_inflight_fd(&buffer, file.as_raw_fd())
             .expect("a buffer of its own");
-        for index in 0..2 {
-            // The base says nothing, as after a crash: it is that of a ring that nobody used.
-            guest.start(index, fresh(features));
-            guest.enable(index, true);
-        }
-        guest.settle();
-        eventually("the pair runs", || port.0.carrier());
+        // The base says nothing, as after a crash: it is that of a ring that nobody used.
+        guest.run(&port, fresh(features));
         for _ in 0..round {
             guest.transmit(1, &frames(seed, 3));
             assert_eq!(port.receive(0), frames(seed, 3), "round {round}");
             assert_eq!(guest.reap(1), 3);
             guest.rings[0].supply(3);
             guest.rings[0].driver.publish();
-            port.send(0, &frames(seed, 3));
+            port.deliver(0, &frames(seed, 3));
             for _ in 0..3 {
                 assert!(guest.rings[0].receive().is_some());
             }
@@ -485,12 +416,7 @@ fn a_reconnect_goes_on_where_the_ring_stood<D: Virtqueue>(name: &str, features: 
             .frontend
             .set_inflight_fd(&buffer, file.as_raw_fd())
             .expect("a buffer of its own");
-        for index in 0..2 {
-            guest.start(index, fresh(features));
-            guest.enable(index, true);
-        }
-        guest.settle();
-        eventually("the pair runs again", || port.0.carrier());
+        guest.run(&port, fresh(features));
         assert_eq!(port.receive(0), frames(seed, 2));
         assert_eq!(guest.reap(1), 2);
         guest.reconnect(&port, features);
@@ -506,7 +432,7 @@ fn with_an_in_flight_buffer_a_ring_goes_on_whatever_the_base_says() {
 #[test]
 fn a_ring_stopped_in_order_begins_where_its_front_end_says() {
     // A guest that resets its device: the ring is new, the buffer is not.
-    let port = TestPort::new("inflight-reset");
+    let port = server("inflight-reset");
     let mut guest = Guest::<PackedDriver>::new(&port, 1, PACKED);
     let (buffer, file) = keep_in_flight(&mut guest);
     guest
@@ -528,7 +454,7 @@ fn a_ring_stopped_in_order_begins_where_its_front_end_says() {
 
 #[test]
 fn an_in_flight_buffer_that_does_not_add_up_is_refused() {
-    let port = TestPort::new("inflight-bad");
+    let port = server("inflight-bad");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     let (buffer, file) = keep_in_flight(&mut guest);
     guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -548,7 +474,7 @@ fn an_in_flight_buffer_that_does_not_add_up_is_refused() {
 
 #[test]
 fn the_configuration_space_is_offered_where_the_operator_set_an_mtu() {
-    let port = TestPort::new("config");
+    let port = server("config");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     let read = |guest: &mut Guest<Driver>, offset, size: u32| {
         let room = vec![0; usize::try_from(size).expect("small")];
@@ -557,7 +483,7 @@ fn the_configuration_space_is_offered_where_the_operator_set_an_mtu() {
     };
     assert!(read(&mut guest, 0, 12).is_err(), "not offered");
 
-    port.0.set_mtu(9000).expect("an MTU");
+    port.set_mtu(9000).expect("an MTU");
     guest.reconnect(&port, SPLIT);
     let (_, space) = read(&mut guest, 0, 12).expect("offered");
     assert_eq!(space, [0, 0, 0, 0, 0, 0, 1, 0, 128, 0, 0x28, 0x23]);
@@ -590,14 +516,9 @@ fn transfer(
 
 #[test]
 fn the_devices_own_state_moves_from_port_to_port() {
-    let (from, to) = (TestPort::new("state-from"), TestPort::new("state-to"));
+    let (from, to) = (server("state-from"), server("state-to"));
     let mut guest = Guest::<Driver>::new(&from, 1, SPLIT);
-    for index in 0..2 {
-        guest.start(index, 0);
-        guest.enable(index, true);
-    }
-    guest.settle();
-    eventually("the pair runs", || from.0.carrier());
+    guest.run(&from, 0);
     let mut heard = vec![0xff; 6];
     heard.extend([0x52, 0x54, 0, 0, 0, 9]);
     heard.resize(60, 0);
@@ -623,12 +544,7 @@ fn the_devices_own_state_moves_from_port_to_port() {
     destination.frontend.check_device_state().expect("it went well");
 
     // The guest was heard there, and is silent here: it is announced all the same.
-    for index in 0..2 {
-        destination.start(index, left);
-        destination.enable(index, true);
-    }
-    destination.settle();
-    eventually("the pair runs", || to.0.carrier());
+    destination.run(&to, left);
     let announced = to.burst(0);
     assert_eq!(announced.len(), 1, "{announced:?}");
     assert_eq!(announced[0][6..12], [0x52, 0x54, 0, 0, 0, 9]);
@@ -660,7 +576,7 @@ const NO_DESCRIPTOR: u64 = 1 << 8;
 
 #[test]
 fn a_front_end_that_uses_the_device_status_gets_its_rings_at_driver_ok() {
-    let port = TestPort::new("status");
+    let port = server("status");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     assert_eq!(guest.ask(GET_STATUS), 0);
     guest.say(SET_STATUS, Some(0xb));
@@ -669,47 +585,37 @@ fn a_front_end_that_uses_the_device_status_gets_its_rings_at_driver_ok() {
         guest.enable(index, true);
     }
     assert_eq!(guest.ask(GET_STATUS), 0xb);
-    assert!(!port.0.carrier(), "not DRIVER_OK yet");
+    assert!(!port.carrier(), "not DRIVER_OK yet");
     guest.say(SET_STATUS, Some(0xf));
     assert_eq!(guest.ask(GET_STATUS), 0xf);
-    assert!(port.0.carrier());
+    assert!(port.carrier());
     guest.transmit(1, &frames(0, 2));
     assert_eq!(port.receive(0), frames(0, 2));
     guest.say(SET_STATUS, Some(0));
     assert_eq!(guest.ask(GET_STATUS), 0);
-    eventually("reset", || !port.0.carrier());
+    eventually("reset", || !port.connected());
 }
 
 #[test]
 fn the_mtu_of_the_front_end_is_in_status_where_it_is_negotiated() {
-    let port = TestPort::new("set-mtu");
+    let port = server("set-mtu");
     for (features, shown) in [(SPLIT | VIRTIO_NET_F_MTU, Some("1400")), (SPLIT, None)] {
         let mut guest = Guest::<Driver>::new(&port, 1, features);
         guest.say(NET_SET_MTU, Some(1400));
-        for index in 0..2 {
-            guest.start(index, 0);
-            guest.enable(index, true);
-        }
-        guest.settle();
-        eventually("the pair runs", || port.0.carrier());
+        guest.run(&port, 0);
         assert_eq!(port.status("mtu").as_deref(), shown);
         drop(guest);
-        eventually("it is gone", || !port.0.carrier());
+        eventually("it is gone", || !port.connected());
     }
 }
 
 #[test]
 fn a_broken_ring_is_told_by_its_error_descriptor_and_in_status() {
-    let port = TestPort::new("err");
+    let port = server("err");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     let err = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
     guest.frontend.set_vring_err(1, &err).expect("taken");
-    for index in 0..2 {
-        guest.start(index, 0);
-        guest.enable(index, true);
-    }
-    guest.settle();
-    eventually("the pair runs", || port.0.carrier());
+    guest.run(&port, 0);
     assert!(err.read().is_err(), "nothing is wrong");
     guest.rings[1].driver.set_avail_idx(SIZE + 1);
     assert_eq!(port.receive(0), Vec::<Vec<u8>>::new());
@@ -728,7 +634,7 @@ fn a_broken_ring_is_told_by_its_error_descriptor_and_in_status() {
 
 #[test]
 fn a_driver_that_polls_gives_no_call_and_gets_none() {
-    let port = TestPort::new("no-call");
+    let port = server("no-call");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     for index in 0..2 {
         guest.start(index, 0);
@@ -736,7 +642,7 @@ fn a_driver_that_polls_gives_no_call_and_gets_none() {
         guest.enable(index, true);
     }
     guest.settle();
-    eventually("the pair runs", || port.0.carrier());
+    eventually("the pair runs", || port.connected());
     let before = port.counter("rx_q0_guest_notifications");
     for round in 0..20 {
         guest.transmit(1, &frames(round, 3));
@@ -748,21 +654,16 @@ fn a_driver_that_polls_gives_no_call_and_gets_none() {
 
 #[test]
 fn a_device_that_is_reset_keeps_its_memory_and_features() {
-    let port = TestPort::new("reset-device");
+    let port = server("reset-device");
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     for round in 0..3 {
-        for index in 0..2 {
-            guest.start(index, 0);
-            guest.enable(index, true);
-        }
-        guest.settle();
-        eventually("the pair runs", || port.0.carrier());
+        guest.run(&port, 0);
         guest.transmit(1, &frames(round, 3));
         assert_eq!(port.receive(0), frames(round, 3));
         assert_eq!(guest.reap(1), 3);
         guest.frontend.reset_device().expect("it is reset");
         guest.settle();
-        eventually("it stands still", || !port.0.carrier());
+        eventually("it stands still", || !port.connected());
         guest.transmit(1, &frames(round, 1));
         assert_eq!(port.receive(0), Vec::<Vec<u8>>::new());
         // Kicked, but not enabled again: what waits is dropped, see above; here it is enabled and arrives.
