@@ -4,6 +4,8 @@
 #[path = "common/client.rs"]
 mod client;
 mod common;
+#[path = "common/wire.rs"]
+mod wire;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,6 +25,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use client::Client;
 use common::{eventually, TestPort};
+use wire::{message, reply, VERSION};
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
@@ -36,6 +39,9 @@ const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const SET_BACKEND_REQ_FD: u32 = 21;
 const IOTLB_MSG: u32 = 22;
+
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
 
 const MISS: u8 = 1;
 const UPDATE: u8 = 2;
@@ -67,17 +73,6 @@ fn numbers(numbers: &[u64]) -> Vec<u8> {
 
 fn state(index: u32, num: u32) -> Vec<u8> {
     [index.to_ne_bytes(), num.to_ne_bytes()].concat()
-}
-
-fn message(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
-    let size = u32::try_from(payload.len()).expect("short");
-    [
-        &request.to_ne_bytes()[..],
-        &flags.to_ne_bytes(),
-        &size.to_ne_bytes(),
-        payload,
-    ]
-    .concat()
 }
 
 fn iotlb(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
@@ -139,7 +134,7 @@ impl World {
     fn start(name: &str) -> World {
         let mut world = World::connect(name);
         assert_eq!(world.get(GET_FEATURES, &[]) & FEATURES.0, FEATURES.0);
-        world.send(SET_PROTOCOL_FEATURES, 1, &numbers(&[PROTOCOL]), &[]);
+        world.send(SET_PROTOCOL_FEATURES, VERSION, &numbers(&[PROTOCOL]), &[]);
         let theirs = world.kept.try_clone().expect("a copy");
         assert_eq!(world.ask_with(SET_BACKEND_REQ_FD, &[], theirs.as_raw_fd()), 0);
         assert_eq!(world.ask(SET_FEATURES, &numbers(&[FEATURES.0])), 0);
@@ -181,26 +176,20 @@ impl World {
         assert_eq!(sent, bytes.len());
     }
 
-    fn receive(&mut self) -> u64 {
-        let mut bytes = [0; 20];
-        self.stream.read_exact(&mut bytes).expect("an answer");
-        u64::from_ne_bytes(bytes[12..].try_into().expect("eight bytes"))
-    }
-
     fn get(&mut self, request: u32, payload: &[u8]) -> u64 {
-        self.send(request, 1, payload, &[]);
-        self.receive()
+        self.send(request, VERSION, payload, &[]);
+        u64::from_ne_bytes(reply(&mut self.stream, request))
     }
 
     /// Sends with need_reply: the answer.
     fn ask(&mut self, request: u32, payload: &[u8]) -> u64 {
-        self.send(request, 9, payload, &[]);
-        self.receive()
+        self.send(request, VERSION | NEED_REPLY, payload, &[]);
+        u64::from_ne_bytes(reply(&mut self.stream, request))
     }
 
     fn ask_with(&mut self, request: u32, payload: &[u8], fd: i32) -> u64 {
-        self.send(request, 9, payload, &[fd]);
-        self.receive()
+        self.send(request, VERSION | NEED_REPLY, payload, &[fd]);
+        u64::from_ne_bytes(reply(&mut self.stream, request))
     }
 
     /// What the back-end has asked and nobody has read yet.
@@ -248,7 +237,7 @@ impl World {
             assert_eq!(self.tell(question.iova, BOTH), 0);
             if question.need_reply {
                 self.channel
-                    .write_all(&message(1, 5, &numbers(&[0])))
+                    .write_all(&message(1, VERSION | REPLY, &numbers(&[0])))
                     .expect("to answer");
             }
         }
@@ -256,7 +245,7 @@ impl World {
 
     fn refuse(&mut self) {
         self.channel
-            .write_all(&message(1, 5, &numbers(&[1])))
+            .write_all(&message(1, VERSION | REPLY, &numbers(&[1])))
             .expect("to answer");
     }
 
@@ -541,7 +530,7 @@ fn updates_that_lead_out_of_memory_or_come_without_a_reason_are_refused_and_noth
     assert_eq!(world.get(GET_FEATURES, &[]) & FEATURES.0, FEATURES.0);
 
     let mut plain = World::connect("plain");
-    plain.send(SET_PROTOCOL_FEATURES, 1, &numbers(&[PROTOCOL]), &[]);
+    plain.send(SET_PROTOCOL_FEATURES, VERSION, &numbers(&[PROTOCOL]), &[]);
     let without = FEATURES.without(VIRTIO_F_ACCESS_PLATFORM);
     assert_eq!(plain.ask(SET_FEATURES, &numbers(&[without.0])), 0);
     assert_ne!(plain.tell(buffer(0), BOTH), 0);
@@ -585,9 +574,9 @@ fn a_front_end_that_misuses_its_channel_loses_that_and_costs_the_control_thread_
 fn a_server_port_does_not_offer_it() {
     let (_port, path) = TestPort::server("iommu-server", switches());
     let mut stream = UnixStream::connect(path).expect("a port that listens");
-    stream.write_all(&message(GET_FEATURES, 1, &[])).expect("to ask");
-    let mut bytes = [0; 20];
-    stream.read_exact(&mut bytes).expect("an answer");
-    let features = Features(u64::from_ne_bytes(bytes[12..].try_into().expect("eight bytes")));
+    stream
+        .write_all(&message(GET_FEATURES, VERSION, &[]))
+        .expect("to ask");
+    let features = Features(u64::from_ne_bytes(reply(&mut stream, GET_FEATURES)));
     assert!(!features.contains(VIRTIO_F_ACCESS_PLATFORM));
 }

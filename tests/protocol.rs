@@ -2,6 +2,9 @@
 //! messages that QEMU 7.2 was seen to send. Both speak over a socket pair to a session with a device that
 //! checks and records what it is asked.
 
+#[path = "common/wire.rs"]
+mod wire;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -20,6 +23,8 @@ use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, Vr
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::tempfile::TempFile;
+
+use wire::{message, reply, VERSION};
 
 const OFFER: Offer = Offer {
     features: 0xd_7c66_a7cb,
@@ -497,17 +502,11 @@ struct Qemu {
     peer: UnixStream,
 }
 
-const VERSION: u32 = 0x1;
 const VERSION_NEED_REPLY: u32 = 0x9;
 
 impl Qemu {
     fn send(&self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
-        let size = u32::try_from(payload.len()).expect("short");
-        let header: Vec<u8> = [request, flags, size]
-            .iter()
-            .flat_map(|word| word.to_ne_bytes())
-            .collect();
-        let message = [header.as_slice(), payload].concat();
+        let message = message(request, flags, payload);
         let sent = self
             .peer
             .send_with_fds(&[message.as_slice()], fds)
@@ -515,23 +514,14 @@ impl Qemu {
         assert_eq!(sent, message.len());
     }
 
-    /// The payload of the reply to `request`. QEMU takes no other flags than exactly 0x5.
-    fn reply(&mut self, request: u32) -> [u8; 8] {
-        let mut bytes = [0; 20];
-        self.peer.read_exact(&mut bytes).expect("a reply");
-        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        assert_eq!([word(0), word(4), word(8)], [request, 0x5, 8]);
-        bytes[12..].try_into().expect("eight bytes")
-    }
-
     fn get(&mut self, request: u32) -> u64 {
         self.send(request, VERSION, &[], &[]);
-        u64::from_ne_bytes(self.reply(request))
+        u64::from_ne_bytes(reply(&mut self.peer, request))
     }
 
     fn acknowledged(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) {
         self.send(request, VERSION_NEED_REPLY, payload, fds);
-        assert_eq!(self.reply(request), [0; 8], "request {request}");
+        assert_eq!(reply(&mut self.peer, request), [0; 8], "request {request}");
     }
 
     fn u64(&self, request: u32, number: u64, fds: &[RawFd]) {
@@ -600,7 +590,7 @@ impl Qemu {
         for index in [2 * pair, 2 * pair + 1] {
             self.state(11, index, 0);
             let expected = [index.to_ne_bytes(), 0x8000_0007_u32.to_ne_bytes()].concat();
-            assert_eq!(self.reply(11), expected[..]);
+            assert_eq!(reply(&mut self.peer, 11), expected[..]);
         }
     }
 }

@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/frontend.rs"]
 mod frontend;
+#[path = "common/wire.rs"]
+mod wire;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -26,6 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use common::{eventually, TestPort};
 use frontend::{fresh, info, start_ring};
+use wire::{message, reply, VERSION};
 
 const SPLIT: Features = VIRTIO_F_VERSION_1
     .with(VIRTIO_NET_F_MRG_RXBUF)
@@ -156,18 +159,14 @@ impl<D: Virtqueue> Guest<D> {
     /// Says what rust-vmm's front-end has no words for: a request with a number for a payload.
     fn say(&mut self, request: u32, number: Option<u64>) {
         let payload = number.map(u64::to_ne_bytes);
-        let size = if payload.is_some() { 8 } else { 0 };
-        let header = [request, 1, size].map(u32::to_ne_bytes).concat();
-        let message = [&header[..], payload.as_ref().map_or(&[], |bytes| &bytes[..])].concat();
+        let message = message(request, VERSION, payload.as_ref().map_or(&[], |bytes| bytes));
         self.wire.write_all(&message).expect("to send");
     }
 
     /// The same, for a request that is answered with a number.
     fn ask(&mut self, request: u32) -> u64 {
         self.say(request, None);
-        let mut answer = [0; 20];
-        self.wire.read_exact(&mut answer).expect("an answer");
-        u64::from_ne_bytes(answer[12..].try_into().expect("8 bytes"))
+        u64::from_ne_bytes(reply(&mut self.wire, request))
     }
 
     /// Waits until all that was said is carried out.
