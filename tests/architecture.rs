@@ -49,7 +49,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("datapath/gate.rs", "lends the ring to whoever holds the gate"),
     ("datapath/call.rs", "writes the call eventfd, its one system call"),
     ("datapath/slot.rs", "packet memory lent by the host"),
-    ("vhost_user/socket.rs", "receives file descriptors"),
+    ("vhost_user/socket/sys.rs", "receives file descriptors"),
     ("sync.rs", "gives the standard cell the face of loom's"),
     ("ovs/", "the border with C"),
     ("model/", "plays the guest: writes the memory a guest would"),
