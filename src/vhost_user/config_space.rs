@@ -1,6 +1,7 @@
 //! GET_CONFIG and SET_CONFIG: a part of the device's configuration space (vhost-user, "Virtio device config space").
 
-use super::decode::{device, Decoded, Malformed, Parts, Request};
+use super::decode::{device, Decoded, Parts, Request};
+use super::malformed::Malformed;
 use super::message::{Fields, CONFIG_HEADER_SIZE, MAX_CONFIG};
 
 /// `flags` of a write by the driver.

@@ -1,6 +1,7 @@
 //! GET_INFLIGHT_FD and SET_INFLIGHT_FD: the description of an in-flight buffer (vhost-user, "Inflight description").
 
-use super::decode::{device, Decoded, Malformed, Parts, Request, MAX_VRING_SIZE};
+use super::decode::{device, Decoded, Parts, Request, MAX_VRING_SIZE};
+use super::malformed::Malformed;
 use super::message::{Fields, Short};
 use crate::memory::InflightDesc;
 

@@ -4,7 +4,8 @@ use std::mem::size_of;
 
 use memoffset::offset_of;
 
-use super::decode::{device, Decoded, Malformed, Parts, Request};
+use super::decode::{device, Decoded, Parts, Request};
+use super::malformed::Malformed;
 use crate::memory::{Access, FrontendAddr, GuestAddr, IovaRange, Miss, Translation};
 
 /// `struct vhost_iotlb_msg`. Never filled from the wire: it states the layout.

@@ -8,10 +8,11 @@
 use std::os::fd::OwnedFd;
 
 use super::config_space;
-use super::decode::{self, Decoded, Decoder, Malformed, Parts, VRING_NOFD};
+use super::decode::{self, Decoded, Decoder, Parts, VRING_NOFD};
 use super::features::ProtocolFeatures;
 use super::inflight::{INFLIGHT_SIZE, PADDED_INFLIGHT_SIZE};
 use super::iotlb::{iotlb_msg, IOTLB_SIZE};
+use super::malformed::Malformed;
 use super::message::{
     Fields, CONFIG_HEADER_SIZE, LOG_SIZE, MAX_REGIONS, MEM_TABLE_HEADER_SIZE, REGION_SIZE,
     SINGLE_REGION_SIZE, U64_SIZE, VRING_ADDR_SIZE, VRING_STATE_SIZE,

@@ -1,6 +1,7 @@
 //! SET_DEVICE_STATE_FD: the way by which a device's own state moves with its guest (vhost-user, "Device state transfer").
 
-use super::decode::{device, Decoded, Malformed, Parts, Request};
+use super::decode::{device, Decoded, Parts, Request};
+use super::malformed::Malformed;
 
 /// Bytes of the parameters: direction and phase.
 pub(super) const TRANSFER_SIZE: usize = 8;
