@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::memory::{GuestMemory, FRONTEND_OFFSET};
-use super::virtqueue::{Buffer, Virtqueue};
+use super::memory::GuestMemory;
+use super::virtqueue::{describe, Buffer, Virtqueue};
 use crate::datapath::RingConfig;
-use crate::memory::{FrontendAddr, GuestAddr};
+use crate::memory::GuestAddr;
 use crate::virtio::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, VIRTQ_DESC_F_INDIRECT,
     VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
@@ -68,20 +68,10 @@ impl Virtqueue for Driver {
     }
 
     fn config(&self, index: u16) -> RingConfig {
-        let frontend = |addr: GuestAddr| FrontendAddr(addr.0 + FRONTEND_OFFSET);
+        let areas = [self.desc, self.avail, self.used];
         RingConfig {
             index,
-            size: self.size,
-            desc: frontend(self.desc),
-            driver: frontend(self.avail),
-            device: frontend(self.used),
-            base: 0,
-            features: self.features,
-            mem: self.memory.table(),
-            call: None,
-            offloads: false,
-            inflight: None,
-            log: None,
+            ..describe(&self.memory, self.features, self.size, areas)
         }
     }
 

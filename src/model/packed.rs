@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use super::memory::{GuestMemory, FRONTEND_OFFSET};
-use super::virtqueue::{Buffer, Virtqueue};
+use super::memory::GuestMemory;
+use super::virtqueue::{describe, Buffer, Virtqueue};
 use crate::datapath::RingConfig;
-use crate::memory::{FrontendAddr, GuestAddr};
+use crate::memory::GuestAddr;
 use crate::virtio::desc::{
     desc_table_bytes, UsedElem, DESC_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
@@ -78,20 +78,11 @@ impl Virtqueue for PackedDriver {
     }
 
     fn config(&self, index: u16) -> RingConfig {
-        let frontend = |addr: GuestAddr| FrontendAddr(addr.0 + FRONTEND_OFFSET);
+        let areas = [self.desc, self.event(0), self.event(1)];
         RingConfig {
             index,
-            size: self.size,
-            desc: frontend(self.desc),
-            driver: frontend(self.event(0)),
-            device: frontend(self.event(1)),
             base: 0x8000_8000,
-            features: self.features,
-            mem: self.memory.table(),
-            call: None,
-            offloads: false,
-            inflight: None,
-            log: None,
+            ..describe(&self.memory, self.features, self.size, areas)
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::memory::GuestMemory;
+use super::memory::{GuestMemory, FRONTEND_OFFSET};
 use crate::datapath::RingConfig;
-use crate::memory::GuestAddr;
+use crate::memory::{FrontendAddr, GuestAddr};
 use crate::virtio::desc::UsedElem;
 use crate::virtio::features::Features;
 
@@ -50,4 +50,28 @@ pub trait Virtqueue {
 
     /// Takes back the next chain that the device has used.
     fn reap(&mut self) -> Option<UsedElem>;
+}
+
+/// A ring of `size` whose descriptors, driver's and device's areas lie at `areas`, as a front-end would describe it.
+pub(super) fn describe(
+    memory: &GuestMemory,
+    features: Features,
+    size: u16,
+    areas: [GuestAddr; 3],
+) -> RingConfig {
+    let [desc, driver, device] = areas.map(|addr| FrontendAddr(addr.0 + FRONTEND_OFFSET));
+    RingConfig {
+        index: 0,
+        size,
+        desc,
+        driver,
+        device,
+        base: 0,
+        features,
+        mem: memory.table(),
+        call: None,
+        offloads: false,
+        inflight: None,
+        log: None,
+    }
 }
