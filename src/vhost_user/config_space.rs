@@ -55,17 +55,13 @@ pub(super) fn encode(offset: u32, flags: u32, bytes: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::requests::row;
-    use super::super::testing::{config, id, Probe};
+    use super::super::testing::{config, rule, Probe};
     use super::*;
 
     #[test]
     fn an_access_is_as_long_as_it_says_and_stays_within_the_space() {
         let probe = Probe::new("config");
-        let decode = |name, payload: &[u8]| {
-            let rule = row(id(name)).and_then(|row| row.rule.as_ref()).expect("handled");
-            rule.decode(payload, probe.fds(0), 4).map(|_| ())
-        };
+        let decode = |name, payload: &[u8]| rule(name).decode(payload, probe.fds(0), 4).map(|_| ());
         for (offset, size, good) in [
             (0, 1, true),
             (0, 256, true),

@@ -11,7 +11,9 @@ use super::message::{Flags, Header, HEADER_SIZE};
 use super::requests::TABLE;
 use super::session::{Next, Session};
 use super::socket::{Connection, Received};
-use super::testing::{iotlb, mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
+use super::testing::{
+    handled, iotlb, mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN,
+};
 
 /// The back-end's side of one connection, driven as a port's control thread drives it.
 struct Backend {
@@ -344,31 +346,25 @@ fn a_flood_of_questions_by_a_peer_that_never_reads_ends_its_connection() {
 fn a_peer_that_sends_a_byte_at_a_time_is_served_all_the_same() {
     let probe = Probe::new("hostile-slow");
     let (mut peer, mut backend) = Backend::new();
-    let rows = TABLE.iter().filter_map(|row| Some((row, row.rule.as_ref()?)));
-    let mut order: Vec<_> = rows.collect();
+    let mut order: Vec<_> = handled().collect();
     // Negotiation first, so that nothing is refused.
-    order.sort_by_key(|(row, _)| row.id != 16);
-    for (row, rule) in order {
-        let (payload, fds) = sample(row.id);
-        let bytes = wire(row.id, PLAIN, &payload);
+    order.sort_by_key(|(id, _, _)| *id != 16);
+    for (id, name, rule) in order {
+        let (payload, fds) = sample(id);
+        let bytes = wire(id, PLAIN, &payload);
         send(&peer, &bytes[..1], &probe.fds(fds));
         for byte in &bytes[1..] {
             backend.run();
-            assert!(backend.connection.message_started(), "{}", row.name);
+            assert!(backend.connection.message_started(), "{}", name);
             peer.write_all(&[*byte]).expect("to send");
         }
         backend.run();
-        assert_eq!((backend.closed, backend.refused), (false, 0), "{}", row.name);
+        assert_eq!((backend.closed, backend.refused), (false, 0), "{}", name);
         if !rule.answer.is_acknowledgement() {
             let mut header = [0; HEADER_SIZE];
             peer.read_exact(&mut header).expect("a reply");
             let header = Header::decode(header);
-            assert_eq!(
-                (header.request, header.flags),
-                (row.id, Flags(0x5)),
-                "{}",
-                row.name
-            );
+            assert_eq!((header.request, header.flags), (id, Flags(0x5)), "{}", name);
             let mut payload = vec![0; usize::try_from(header.size).expect("small")];
             peer.read_exact(&mut payload).expect("a payload");
         }

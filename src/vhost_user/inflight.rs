@@ -70,8 +70,7 @@ pub(super) fn encode(desc: InflightDesc, padded: bool) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::requests::row;
-    use super::super::testing::{id, inflight, Probe};
+    use super::super::testing::{inflight, rule, Probe};
     use super::*;
 
     #[test]
@@ -101,8 +100,7 @@ mod tests {
             (2, 32769, false),
         ] {
             for (name, fds) in [("GET_INFLIGHT_FD", 0), ("SET_INFLIGHT_FD", 1)] {
-                let rule = row(id(name)).and_then(|row| row.rule.as_ref()).expect("handled");
-                let result = rule.decode(&inflight(queues, size), probe.fds(fds), 4);
+                let result = rule(name).decode(&inflight(queues, size), probe.fds(fds), 4);
                 assert_eq!(result.is_ok(), good, "{name} {queues} {size}");
             }
         }

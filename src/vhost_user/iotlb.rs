@@ -94,15 +94,11 @@ fn encode(kind: u8, wanted: Miss) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::requests::row;
-    use super::super::testing::{id, iotlb};
+    use super::super::testing::{iotlb, rule};
     use super::*;
 
     fn decode(payload: &[u8]) -> Result<IotlbRequest, Malformed> {
-        let rule = row(id("IOTLB_MSG"))
-            .and_then(|row| row.rule.as_ref())
-            .expect("handled");
-        match rule.decode(payload, vec![], 4)? {
+        match rule("IOTLB_MSG").decode(payload, vec![], 4)? {
             Decoded::Device(Request::Iotlb(request)) => Ok(request),
             other => panic!("{other:?}"),
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::decode::Request;
 use super::message::{Flags, Header, Message};
-use super::requests::TABLE;
+use super::requests::{row, Rule, TABLE};
 use super::session::{Device, Offer, Refusal, Response};
 use super::ProtocolFeatures;
 use crate::memory::InflightDesc;
@@ -29,6 +29,19 @@ pub(super) fn id(name: &str) -> u32 {
         .iter()
         .find(|row| row.name.strip_prefix("VHOST_USER_") == Some(name));
     row.unwrap_or_else(|| panic!("{name} is in the table")).id
+}
+
+/// The rule of a request by the same name.
+pub(super) fn rule(name: &str) -> &'static Rule {
+    let rule = row(id(name)).and_then(|row| row.rule.as_ref());
+    rule.unwrap_or_else(|| panic!("{name} is handled"))
+}
+
+/// Number, name and rule of each request that is handled.
+pub(super) fn handled() -> impl Iterator<Item = (u32, &'static str, &'static Rule)> {
+    TABLE
+        .iter()
+        .filter_map(|row| Some((row.id, row.name, row.rule.as_ref()?)))
 }
 
 /// A payload out of 64-bit numbers.

@@ -4,9 +4,9 @@
 //! REPLY_ACK) and waits for no other, then the end of the connection; the device never hears of it, and no descriptor stays open.
 
 use super::message::{Flags, Header, MAX_FDS, MAX_PAYLOAD};
-use super::requests::{row, FdRule, Gate, Rule, TABLE};
+use super::requests::{row, FdRule, Gate, TABLE};
 use super::session::{Next, Outcome, Session, SessionError};
-use super::testing::{id, message, numbers, sample, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
+use super::testing::{handled, id, message, numbers, sample, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
 use super::ProtocolFeatures;
 
 /// The numbers of the specification, those right behind them, and those that a careless cast would take for one of them.
@@ -69,12 +69,6 @@ fn refused_every_way(probe: &Probe, features: ProtocolFeatures, id: u32, body: (
 
 const ALL: ProtocolFeatures = ProtocolFeatures(OFFER.protocol_features);
 const NO_ACK: ProtocolFeatures = ProtocolFeatures(ALL.0 & !ProtocolFeatures::REPLY_ACK.0);
-
-fn handled() -> impl Iterator<Item = (u32, &'static str, &'static Rule)> {
-    TABLE
-        .iter()
-        .filter_map(|row| Some((row.id, row.name, row.rule.as_ref()?)))
-}
 
 #[test]
 fn every_number_is_carried_out_or_refused_and_nothing_between() {

@@ -1,17 +1,13 @@
 //! Payloads with values in range and out of it.
 
-use crate::vhost_user::requests::row;
-use crate::vhost_user::testing::{id, mem_table, numbers, sample, state, Probe};
+use crate::vhost_user::testing::{id, mem_table, numbers, rule, sample, state, Probe};
 
 use super::*;
 
 const VRINGS: u32 = 4;
 
 fn decode(probe: &Probe, name: &str, payload: &[u8], fds: usize) -> Result<Decoded, Malformed> {
-    let rule = row(id(name))
-        .and_then(|row| row.rule.as_ref())
-        .expect("a request that is handled");
-    rule.decode(payload, probe.fds(fds), VRINGS)
+    rule(name).decode(payload, probe.fds(fds), VRINGS)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::memory::{FrontendAddr, GuestAddr, RegionDesc};
 use crate::vhost_user::message::Flags;
 use crate::vhost_user::testing::{
-    id, message, numbers, sample, state, Fake, Probe, NEED_REPLY, OFFER, PLAIN,
+    handled, id, message, numbers, sample, state, Fake, Probe, NEED_REPLY, OFFER, PLAIN,
 };
 
 use super::*;
@@ -57,16 +57,10 @@ fn reply(id: u32, payload: u64) -> Option<Vec<u8>> {
     Some([header.encode().as_slice(), &payload.to_ne_bytes()].concat())
 }
 
-fn rows() -> impl Iterator<Item = (u32, &'static str, &'static Rule)> {
-    requests::TABLE
-        .iter()
-        .filter_map(|row| Some((row.id, row.name, row.rule.as_ref()?)))
-}
-
 #[test]
 fn every_request_is_carried_out_and_answered_as_its_row_says() {
     let mut bench = Bench::negotiated("answers");
-    for (id, name, rule) in rows() {
+    for (id, name, rule) in handled() {
         let plain = bench.send_sample(id, PLAIN);
         let asked = bench.send_sample(id, NEED_REPLY);
         assert_eq!((plain.error, plain.next), (None, Next::Continue), "{name}");
@@ -211,7 +205,7 @@ fn a_log_of_no_bytes_or_beyond_all_files_is_refused() {
 
 #[test]
 fn a_gated_request_before_negotiation_is_refused_and_never_reaches_the_device() {
-    for (id, name, rule) in rows() {
+    for (id, name, rule) in handled() {
         let Gate::Negotiated(feature) = rule.gate else {
             continue;
         };
@@ -233,7 +227,7 @@ fn a_gated_request_before_negotiation_is_refused_and_never_reaches_the_device() 
 
 #[test]
 fn without_the_offered_feature_bit_there_are_no_protocol_features() {
-    for (id, name, rule) in rows().filter(|(_, _, rule)| rule.gate == Gate::ProtocolFeatures) {
+    for (id, name, rule) in handled().filter(|(_, _, rule)| rule.gate == Gate::ProtocolFeatures) {
         let offer = Offer { features: 1, ..OFFER };
         let (payload, _) = sample(id);
         let outcome = Session::new(offer).handle(message(id, PLAIN, payload, vec![]), &mut Fake::default());
@@ -318,7 +312,7 @@ fn the_request_that_negotiates_reply_ack_is_itself_acknowledged() {
 
 #[test]
 fn a_refusal_is_answered_when_asked_for_and_closes_when_not() {
-    for (id, name, rule) in rows() {
+    for (id, name, rule) in handled() {
         for flags in [PLAIN, NEED_REPLY] {
             let mut bench = Bench::negotiated("refusal");
             bench.device.refuses = true;
@@ -364,7 +358,7 @@ fn requests_that_are_not_supported_or_unknown_are_answered_when_asked_and_close(
 
 #[test]
 fn a_malformed_request_is_answered_when_asked_and_closes() {
-    for (id, name, rule) in rows() {
+    for (id, name, rule) in handled() {
         let mut bench = Bench::negotiated("malformed");
         let (payload, fds) = sample(id);
         let message = message(id, NEED_REPLY, [payload, vec![0]].concat(), bench.probe.fds(fds));
