@@ -77,18 +77,8 @@ pub fn client_packed_in_order(ctx: &Ctx) -> Result<()> {
 /// Two ports, cross-connected by two flows; testpmd forwards between its two devices, so packets go round for ever.
 fn packet_loop(ctx: &Ctx, kind: Kind, rings: Rings) -> Result<()> {
     let mut world = World::new(&ctx.settings, &ctx.dir, true)?;
-    // testpmd forwards on core 1: on the same core, both would only wait for their turn.
-    world
-        .ovs
-        .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
-    let ports = [world.add_port(kind, "vhost1")?, world.add_port(kind, "vhost2")?];
-    world.ovs.ofctl("del-flows br0")?;
-    world
-        .ovs
-        .ofctl("add-flow br0 in_port=vhost1,actions=output:vhost2")?;
-    world
-        .ovs
-        .ofctl("add-flow br0 in_port=vhost2,actions=output:vhost1")?;
+    let ports = world.testpmd_ports(kind)?;
+    world.cross_connect(&ports)?;
     ctx.step("start testpmd");
     let device = |port: &Port| Device {
         path: port.socket.clone(),

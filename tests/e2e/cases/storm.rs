@@ -42,13 +42,7 @@ pub fn kill_storm(ctx: &Ctx) -> Result<()> {
         world::options(&ctx.settings, false),
         true,
     )?;
-    world
-        .ovs
-        .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
-    let ports = [
-        world.add_port(Kind::Client, "vhost1")?,
-        world.add_port(Kind::Client, "vhost2")?,
-    ];
+    let ports = world.testpmd_ports(Kind::Client)?;
     ctx.step("start testpmd");
     let devices: Vec<Device> = ports
         .iter()

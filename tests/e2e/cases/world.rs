@@ -174,6 +174,23 @@ impl World {
         Ok(port)
     }
 
+    /// Two ports for testpmd's two devices. It forwards on core 1: on the same core, both would only wait for their turn.
+    pub fn testpmd_ports(&self, kind: Kind) -> Result<[Port; 2]> {
+        self.ovs
+            .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
+        Ok([self.add_port(kind, "vhost1")?, self.add_port(kind, "vhost2")?])
+    }
+
+    /// Has the switch send what comes from either port to the other, and nothing anywhere else.
+    pub fn cross_connect(&self, [one, other]: &[Port; 2]) -> Result<()> {
+        self.ovs.ofctl("del-flows br0")?;
+        for (from, to) in [(one, other), (other, one)] {
+            let flow = format!("in_port={},actions=output:{}", from.name, to.name);
+            self.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
+        }
+        Ok(())
+    }
+
     /// Holds if a connected port negotiated packed rings, and rings in order, exactly if it should have.
     pub fn check_rings(&self, port: &Port, packed: bool, in_order: bool) -> Result<()> {
         let status = self.ovs.status(&port.name)?;

@@ -35,20 +35,8 @@ pub struct Sample {
 /// Measures each of the shape's sizes for `seconds`.
 pub fn run(settings: &Settings, dir: &Path, shape: &Shape, seconds: u64) -> Result<Vec<Sample>> {
     let world = World::new(settings, dir, true)?;
-    // testpmd forwards on core 1.
-    world
-        .ovs
-        .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
-    let ports = [
-        world.add_port(Kind::Client, "vhost1")?,
-        world.add_port(Kind::Client, "vhost2")?,
-    ];
-    world.ovs.ofctl("del-flows br0")?;
-    for (from, to) in [("vhost1", "vhost2"), ("vhost2", "vhost1")] {
-        world
-            .ovs
-            .ofctl(&format!("add-flow br0 in_port={from},actions=output:{to}"))?;
-    }
+    let ports = world.testpmd_ports(Kind::Client)?;
+    world.cross_connect(&ports)?;
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: true,
