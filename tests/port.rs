@@ -397,6 +397,19 @@ fn a_deleted_port_can_be_added_again_at_once_under_the_same_name() {
 }
 
 #[test]
+fn the_netdev_of_a_deleted_port_is_not_called_again() {
+    let (port, path) = server("deleted");
+    let guest = Guest::connect(&path).up(&port, 1);
+    let netdev = port.netdev.clone();
+    drop(port);
+    eventually("hung up on", || guest.frontend.get_features().is_err());
+    // What comes after it on the control thread has come.
+    let (other, path) = server("deleted-other");
+    let _guest = Guest::connect(&path).up(&other, 1);
+    assert_eq!(netdev.0.late.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_bad_option_is_named_in_status_and_harms_nothing() {
     let port = client("bad");
     port.set_config(&[("tx-retries-max", "99")]);
