@@ -11,11 +11,12 @@
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
 //! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`,
-//! `hugepages`, `log`, `wait` under them. `settings` has the environment variables.
+//! `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
 mod cases;
 mod demo;
+mod evidence;
 mod frontend;
 mod hugepages;
 mod image;

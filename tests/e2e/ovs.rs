@@ -288,6 +288,16 @@ impl Ovs {
         found.map_or(Ok(0), |(_, value)| Ok(value.parse()?))
     }
 
+    /// The `statistics` of a port that are not 0, as last written to the database.
+    pub fn counted(&self, port: &str) -> Result<String> {
+        let text = self.interface(port, "statistics")?;
+        let pairs = text.trim_matches(['{', '}']).split(", ");
+        Ok(pairs
+            .filter(|pair| !pair.ends_with("=0"))
+            .collect::<Vec<_>>()
+            .join(" "))
+    }
+
     /// Waits until the switch says the port's link is up, that is: a front-end is connected and running.
     pub fn wait_link(&self, port: &str, up: bool, limit: Duration) -> Result<()> {
         let wanted = if up { "up" } else { "down" };

@@ -22,7 +22,7 @@ use crate::wait;
 /// Boot under TCG takes about 5 s on an idle machine; this is for a busy one.
 const BOOT: Duration = Duration::from_secs(120);
 /// For commands that answer at once.
-const COMMAND: Duration = Duration::from_secs(30);
+pub const COMMAND: Duration = Duration::from_secs(30);
 
 /// Which end of the vhost-user socket QEMU is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,6 +6,7 @@ use anyhow::{ensure, Context, Result};
 
 use super::world::{self, ping_all, wait_reachable, Guest, Kind, Port, World, PATIENCE, PING_INTERVAL};
 use super::Ctx;
+use crate::evidence;
 use crate::netns::{address, OBSERVER};
 use crate::ping::Ping;
 use crate::tcp::{self, Account};
@@ -140,9 +141,10 @@ fn two_queue_pairs(ctx: &Ctx, dpdk: bool) -> Result<()> {
             vm.run(&format!("ethtool -L eth0 combined {combined}"))?;
         }
         let pings = Ping::start(&vms[0], 2, PING_INTERVAL)?;
-        pings
-            .wait_more(10, PATIENCE)
-            .with_context(|| format!("with {combined} queue pairs"))?;
+        pings.wait_more(10, PATIENCE).with_context(|| {
+            let evidence = evidence::of_silence(&world.ovs, &["vhost1", "vhost2"], &vms);
+            format!("with {combined} queue pairs; {evidence}")
+        })?;
         pings.stop()?;
     }
     ensure!(

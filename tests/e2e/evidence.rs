@@ -1,0 +1,48 @@
+//! What a person would look at first when traffic has stopped: on both sides of the ports, taken while it is still so,
+//! since nothing of it is left once a case has ended.
+
+use std::fmt::Write;
+
+use crate::ovs::Ovs;
+use crate::vm::Vm;
+
+/// On the switch: who polls what, and what each port moved and dropped.
+const SWITCH: &[&str] = &["dpif-netdev/pmd-rxq-show", "dpif-netdev/pmd-stats-show"];
+/// In a guest: what its queues moved, whether it is interrupted and who runs, what its kernel complained of, and what
+/// the last pings said.
+const GUEST: &[&str] = &[
+    "ethtool -S eth0 | grep _packets",
+    "grep virtio /proc/interrupts",
+    "ps | grep -E 'ping|iperf'",
+    "dmesg | tail -n 3",
+    "tail -n 2 /tmp/ping*.out /tmp/ping*.rc",
+];
+
+/// The evidence, as text that goes behind an error. What cannot be had says why.
+pub fn of_silence(ovs: &Ovs, ports: &[&str], vms: &[Vm]) -> String {
+    let mut text = String::from("what could be seen:");
+    let mut add = |title: String, found: anyhow::Result<String>| {
+        let found = found.unwrap_or_else(|error| format!("{error:#}"));
+        let lines = found.lines().map(str::trim).filter(|line| !line.is_empty());
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  {title}: {}", lines.collect::<Vec<_>>().join("; "));
+    };
+    for command in SWITCH {
+        add((*command).into(), ovs.appctl(command));
+    }
+    for port in ports {
+        add(format!("status of {port}"), ovs.interface(port, "status"));
+        add(format!("statistics of {port}"), ovs.counted(port));
+    }
+    for (vm, command) in vms
+        .iter()
+        .flat_map(|vm| GUEST.iter().map(move |command| (vm, command)))
+    {
+        // A filter that lets nothing through has exit status 1.
+        let found = vm
+            .run_within(command, crate::vm::COMMAND)
+            .map(|(_, output)| output);
+        add(format!("{}: {command}", vm.spec.name), found);
+    }
+    text
+}
