@@ -86,7 +86,7 @@ impl<'m> Cursor<'m> {
         Ok(())
     }
 
-    /// The number of the region of the last hit, for the next [`MemTable::cursor`].
+    /// The number of the region of the last hit, for the next [`MemTable::cursor`](super::MemTable::cursor).
     #[inline]
     pub fn hint(&self) -> u16 {
         self.hint
