@@ -8,13 +8,14 @@ use crate::vm::Vm;
 
 /// On the switch: who polls what, and what each port moved and dropped.
 const SWITCH: &[&str] = &["dpif-netdev/pmd-rxq-show", "dpif-netdev/pmd-stats-show"];
-/// In a guest: what its queues moved, whether it is interrupted and who runs, what its kernel complained of, and what
-/// the last pings said.
+/// In a guest: what its queues moved, whether it is still interrupted and who runs, what its kernel complains of and who
+/// in it is stuck, and what the last pings said.
 const GUEST: &[&str] = &[
     "ethtool -S eth0 | grep _packets",
-    "grep virtio /proc/interrupts",
+    "grep virtio /proc/interrupts; sleep 2; grep virtio /proc/interrupts",
     "ps | grep -E 'ping|iperf'",
     "dmesg | tail -n 3",
+    "echo w >/proc/sysrq-trigger; dmesg | tail -n 30",
     "tail -n 2 /tmp/ping*.out /tmp/ping*.rc",
 ];
 
