@@ -15,6 +15,7 @@ use super::message::{self, Defect, FlagsError, Header, Message, Regions};
 use super::requests::{self, Answer, Gate, Rule};
 use super::{config_space, inflight};
 use crate::memory::InflightDesc;
+use crate::virtio::features::Features;
 
 /// The feature bit that says: this back-end has protocol features. Not a VIRTIO feature; drivers never see it.
 const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -133,12 +134,14 @@ pub enum SessionError {
         cause: Malformed,
     },
     /// Feature bits that were never offered.
-    #[error("{name}: bits {excess:#x} were not offered")]
+    #[error("{name}: bits {excess:#x} were not offered: {names}")]
     NotOffered {
         /// The request.
         name: &'static str,
         /// Those bits.
         excess: u64,
+        /// What the specification calls them.
+        names: String,
     },
     /// The device refuses.
     #[error("{name}: {refusal}")]
@@ -295,7 +298,9 @@ impl Session {
             Own::GetQueueNum => self.offer.queue_pairs.into(),
             Own::GetMaxMemSlots => self.offer.mem_slots,
             Own::SetProtocolFeatures(bits) => {
-                offered(name, bits, self.offer.protocol_features)?;
+                offered(name, bits, self.offer.protocol_features, |bits| {
+                    ProtocolFeatures(bits).to_string()
+                })?;
                 self.protocol_features = ProtocolFeatures(bits);
                 return Ok(Success::Settled(format!(
                     "negotiated Vhost-user protocol features: {bits:#x}"
@@ -314,7 +319,7 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<Success, SessionError> {
         if let Request::SetFeatures(bits) = request {
-            offered(name, bits, self.offer.features)?;
+            offered(name, bits, self.offer.features, |bits| Features(bits).names())?;
         }
         let response = device
             .handle(request)
@@ -390,10 +395,19 @@ impl Session {
 }
 
 /// Checks that a front-end takes only what it was offered.
-fn offered(name: &'static str, bits: u64, offer: u64) -> Result<(), SessionError> {
+fn offered(
+    name: &'static str,
+    bits: u64,
+    offer: u64,
+    names: impl Fn(u64) -> String,
+) -> Result<(), SessionError> {
     match bits & !offer {
         0 => Ok(()),
-        excess => Err(SessionError::NotOffered { name, excess }),
+        excess => Err(SessionError::NotOffered {
+            name,
+            excess,
+            names: names(excess),
+        }),
     }
 }
 

@@ -32,6 +32,16 @@ impl Features {
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
+
+    /// The names of the bits, `VIRTIO_F_VERSION_1|VIRTIO_F_RING_PACKED`; a bit without a name as its number.
+    pub fn names(self) -> String {
+        let name = |bit: u32| match NAMES.iter().find(|(number, _)| *number == bit) {
+            Some((_, name)) => (*name).to_owned(),
+            None => format!("bit {bit}"),
+        };
+        let bits = (0..64).filter(|bit| self.contains(Self::bit(*bit)));
+        bits.map(name).collect::<Vec<_>>().join("|")
+    }
 }
 
 impl BitOr for Features {
@@ -109,5 +119,11 @@ mod tests {
         assert!(set.contains(VIRTIO_F_VERSION_1));
         assert!(!set.contains(VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX));
         assert_eq!(set.without(VIRTIO_F_VERSION_1), VIRTIO_NET_F_MRG_RXBUF);
+    }
+
+    #[test]
+    fn a_set_names_its_bits_and_numbers_those_without_a_name() {
+        let set = VIRTIO_F_RING_RESET | VIRTIO_NET_F_MRG_RXBUF | Features::bit(63);
+        assert_eq!(set.names(), "VIRTIO_NET_F_MRG_RXBUF|VIRTIO_F_RING_RESET|bit 63");
     }
 }

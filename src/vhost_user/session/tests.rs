@@ -286,6 +286,15 @@ fn features_that_were_not_offered_never_reach_the_device() {
         outcome.error,
         Some(SessionError::NotOffered { excess: 1, .. })
     ));
+    let line = outcome
+        .error
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    assert!(
+        line.ends_with("bits 0x1 were not offered: VIRTIO_NET_F_CSUM"),
+        "{line}"
+    );
     assert_eq!((outcome.reply, outcome.next), (reply(2, 1), Next::Continue));
     assert!(bench.device.seen.is_empty());
     let outcome = bench.send("SET_FEATURES", NEED_REPLY, numbers(&[OFFER.features]), 0);
