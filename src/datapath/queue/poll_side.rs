@@ -1,0 +1,241 @@
+//! A queue as poll threads use it: bursts, which never wait but for one another.
+
+use super::{Errand, Queue, Sent, State, Wake};
+use crate::datapath::config::{Direction, RingFault};
+use crate::datapath::counters::Tally;
+use crate::datapath::gate::Entered;
+use crate::datapath::miss::Halt;
+use crate::datapath::rarp;
+use crate::datapath::ring::{Burst, Ring, BURST};
+use crate::datapath::slot::{RxSlot, TxSlot};
+use crate::memory::Miss;
+use crate::sync::Ordering;
+
+impl Queue {
+    /// Receives what the guest sent: fills `slots` from the first on and says how many, at most [`BURST`].
+    ///
+    /// Never waits: 0 if the ring is stopped, disabled or broken, or if another thread is at it. A frame that is too
+    /// large for its slot, but would fit in another, stays in its ring, see [`Queue::dequeue_growing`].
+    #[inline]
+    pub fn dequeue(&self, slots: &mut [RxSlot<'_>]) -> usize {
+        self.dequeue_growing(slots, |_, _| false)
+    }
+
+    /// Receives as [`Queue::dequeue`] does. Where a frame does not fit in its slot, `grow` may put another slot in its place,
+    /// for the number of bytes that it is told, at most [`MAX_FRAME`](crate::datapath::MAX_FRAME), and says whether it did. If
+    /// not, the frame stays in its ring: there may be memory for it the next time.
+    #[inline]
+    pub fn dequeue_growing<'a>(
+        &self,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> usize {
+        if self.direction != Direction::Dequeue {
+            return 0;
+        }
+        let Ok(mut state) = self.gate.try_enter() else {
+            return 0;
+        };
+        let burst = match state.errand {
+            None => self.receive(&mut state, slots, grow),
+            Some(errand) => self.run_errand(errand, &mut state, slots, grow),
+        };
+        if burst.halted {
+            self.halt(state);
+        }
+        burst.frames
+    }
+
+    #[inline(always)]
+    fn receive<'a>(
+        &self,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let Some(ring) = &mut state.ring else {
+            return Burst::default();
+        };
+        let mut burst = ring.dequeue(slots, &self.counters);
+        if burst.large > 0 {
+            burst = self.dequeue_large(ring.as_mut(), burst, slots, grow);
+        }
+        if burst.frames > 0 {
+            self.publish_status(ring.as_ref());
+        }
+        burst
+    }
+
+    /// Goes on behind a burst that ended before a frame larger than its slot. Each round moves a frame or ends this: only a
+    /// driver that makes a frame larger meanwhile has it end early.
+    #[cold]
+    fn dequeue_large<'a>(
+        &self,
+        ring: &mut dyn Ring,
+        first: Burst,
+        slots: &mut [RxSlot<'a>],
+        mut grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let mut all = first;
+        while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
+            if all.large == 0 || all.halted || !grow(slot, all.large) {
+                break;
+            }
+            let rest = slots.get_mut(all.frames..).unwrap_or_default();
+            let burst = ring.dequeue(rest, &self.counters);
+            all = Burst {
+                slots: all.slots + burst.slots,
+                frames: all.frames + burst.frames,
+                ..burst
+            };
+            if burst.frames == 0 {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Sends frames to the guest, any number of them, in order.
+    ///
+    /// Makes up to `retries` further attempts, each only if the one before made some progress, as stock ports do.
+    /// Waits only for another thread's burst on this queue; sends nothing if the ring is stopped, disabled or broken.
+    pub fn enqueue(&self, slots: &[TxSlot<'_>], retries: u32) -> Sent {
+        let mut sent = Sent::default();
+        if self.direction != Direction::Enqueue || slots.is_empty() {
+            return sent;
+        }
+        let (state, contended) = self.gate.enter();
+        sent.contended = contended;
+        let Some(mut state) = state else { return sent };
+        let Some(ring) = &mut state.ring else { return sent };
+        let mut left = slots;
+        let halted = loop {
+            let attempt = self.attempt(ring.as_mut(), left);
+            sent.packets += attempt.frames;
+            sent.invalid += attempt.invalid;
+            left = left.get(attempt.slots..).unwrap_or_default();
+            if attempt.halted || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
+                break attempt.halted;
+            }
+            sent.retries += 1;
+        };
+        self.publish_status(ring.as_ref());
+        if halted {
+            self.halt(state);
+        } else if state.behind_iommu {
+            self.look_ahead(&state);
+        }
+        sent
+    }
+
+    /// One attempt to send all of `slots`: ends at the first group that the ring does not take whole.
+    #[inline]
+    fn attempt(&self, ring: &mut dyn Ring, slots: &[TxSlot<'_>]) -> Burst {
+        let mut all = Burst::default();
+        for group in slots.chunks(BURST) {
+            let burst = ring.enqueue(group, &self.counters);
+            all.slots += burst.slots;
+            all.frames += burst.frames;
+            all.invalid += burst.invalid;
+            all.halted = burst.halted;
+            if burst.halted || burst.slots < group.len() {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Buffers that the driver made available and that wait. 0 if the ring is stopped or another thread is at it.
+    pub fn backlog(&self) -> u32 {
+        match self.gate.try_enter() {
+            Ok(state) => state.ring.as_ref().map_or(0, |ring| u32::from(ring.backlog())),
+            Err(_) => 0,
+        }
+    }
+
+    #[cold]
+    fn run_errand<'a>(
+        &self,
+        errand: Errand,
+        state: &mut State,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        let announce = match errand {
+            Errand::Announce(mac) => {
+                let frames = self.announce(mac, slots);
+                state.errand = state.errand.filter(|_| slots.is_empty());
+                return Burst {
+                    frames,
+                    ..Burst::default()
+                };
+            }
+            Errand::Learn { announce } => announce,
+        };
+        let burst = self.receive(state, slots, grow);
+        let first = slots.first().filter(|_| burst.frames > 0);
+        if let Some(mac) = first.and_then(|slot| rarp::source(slot.frame())) {
+            state.guest = Some(mac);
+            state.errand = announce.then_some(Errand::Announce(mac));
+        }
+        burst
+    }
+
+    /// Receives an announcement, alone.
+    fn announce(&self, mac: [u8; 6], slots: &mut [RxSlot<'_>]) -> usize {
+        let Some(slot) = slots.first_mut() else { return 0 };
+        let mut tally = Tally::default();
+        let fits = slot.set(&rarp::frame(mac));
+        if fits {
+            tally.frame(slot.frame());
+        }
+        self.counters.add(&tally);
+        usize::from(fits)
+    }
+
+    /// Ends a burst before its time. If the driver broke the ring, no other begins until the control thread starts it
+    /// anew.
+    #[cold]
+    fn halt(&self, mut state: Entered<'_, State>) {
+        let Some(ring) = &mut state.ring else { return };
+        let vring = ring.vring();
+        match ring.take_halt() {
+            Some(Halt::Fault(reason)) => {
+                state.fault = Some(RingFault { vring, reason });
+                state.close_behind();
+                drop(state);
+                (self.waker)(Wake::Broken);
+            }
+            Some(Halt::Miss(miss)) => self.report(miss),
+            None => {}
+        }
+    }
+
+    /// Has the control thread ask for what the guest will soon be sent into, before a frame is lost for want of it: the
+    /// driver makes buffers available long before they are used.
+    #[cold]
+    fn look_ahead(&self, state: &State) {
+        if let Some(miss) = state
+            .ring
+            .as_ref()
+            .and_then(|ring| ring.look_ahead(self.direction))
+        {
+            self.report(miss);
+        }
+    }
+
+    /// Reports a miss, unless it was the last one reported.
+    fn report(&self, miss: Miss) {
+        let word = word(miss);
+        // Relaxed: the waker orders it for the control thread. Inside the gate there is no other writer.
+        if self.missed.load(Ordering::Relaxed) != word {
+            self.missed.store(word, Ordering::Relaxed);
+            (self.waker)(Wake::Missed);
+        }
+    }
+}
+
+/// A miss in a word, to tell one from another: its address but for the offset in a page, and its access, which is not 0.
+fn word(miss: Miss) -> u64 {
+    miss.iova.0 & !0xfff | u64::from(miss.access.perm())
+}
