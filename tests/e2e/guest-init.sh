@@ -14,15 +14,22 @@ for module in $(cat /modules/order); do insmod "/modules/$module"; done
 
 id=1
 mtu=1500
+ipv6=
 for word in $(cat /proc/cmdline); do
     case $word in
         e2e.id=*) id=${word#*=} ;;
         e2e.mtu=*) mtu=${word#*=} ;;
+        e2e.ipv6) ipv6=yes ;;
     esac
 done
 ip link set lo up
 ip link set eth0 mtu "$mtu"
 ip address add "10.99.0.$id/24" dev eth0
+# Before the link is up, and with no search for a second owner of the address: it can be used at once.
+if [ "$ipv6" ]; then
+    echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+    ip address add "fd99::$id/64" dev eth0
+fi
 ip link set eth0 up
 # Fixed neighbours: an outage is then the port's alone, with no address resolution to wait for afterwards.
 for peer in 1 2 3 4 251 252 253 254; do

@@ -31,6 +31,25 @@ pub const OBSERVER_END: &str = "obs1";
 /// Frames of every size in use are flooded to every port now and then; one that does not fit would be a WARN line.
 const LARGE_MTU: u16 = 9702;
 
+/// The internet protocol that a guest speaks to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// IPv4, which all parties speak.
+    V4,
+    /// IPv6, which only guests speak that were made so.
+    V6,
+}
+
+impl Family {
+    /// Address of party `id` in this family.
+    pub fn address(self, id: u8) -> String {
+        match self {
+            Family::V4 => address(id),
+            Family::V6 => format!("fd99::{id}"),
+        }
+    }
+}
+
 /// IPv4 address of party `id` (guest or observer).
 pub fn address(id: u8) -> String {
     format!("10.99.0.{id}")

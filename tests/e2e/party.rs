@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::netns::NetNs;
+use crate::netns::{address, NetNs};
 use crate::process::{self, Process};
 use crate::settings::tool;
 use crate::vm::{Job, Vm};
@@ -19,6 +19,9 @@ pub trait Party {
 
     /// Number in the address plan.
     fn id(&self) -> u8;
+
+    /// Where it is reached.
+    fn address(&self) -> String;
 
     /// Runs a shell command: its exit status and output.
     fn run_within(&self, command: &str, limit: Duration) -> Result<(i32, String)>;
@@ -43,6 +46,10 @@ impl Party for Vm {
 
     fn id(&self) -> u8 {
         self.spec.id
+    }
+
+    fn address(&self) -> String {
+        self.spec.family.address(self.spec.id)
     }
 
     fn run_within(&self, command: &str, limit: Duration) -> Result<(i32, String)> {
@@ -98,6 +105,10 @@ impl Party for HostEnd {
 
     fn id(&self) -> u8 {
         self.id
+    }
+
+    fn address(&self) -> String {
+        address(self.id)
     }
 
     fn run_within(&self, command: &str, limit: Duration) -> Result<(i32, String)> {

@@ -110,11 +110,15 @@ impl Report {
 }
 
 impl<'vm> Ping<'vm> {
-    /// Starts pinging party `id` of the address plan.
+    /// Starts pinging party `id` of the address plan, in the family of `vm`.
     pub fn start(vm: &'vm Vm, id: u8, interval: Duration) -> Result<Self> {
         let job = vm.spawn(
             &format!("ping{id}"),
-            &format!("/opt/ping -n -D -i {:.3} {}", interval.as_secs_f64(), address(id)),
+            &format!(
+                "/opt/ping -n -D -i {:.3} {}",
+                interval.as_secs_f64(),
+                vm.spec.family.address(id)
+            ),
         )?;
         Ok(Ping { vm, job, interval })
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 
-use crate::netns::address;
 use crate::ovs::{Ovs, PortCounters};
 use crate::party::Party;
 use crate::wait;
@@ -25,7 +24,7 @@ pub fn iperf(from: &dyn Party, to: &dyn Party, seconds: u64, streams: u32) -> Re
     wait_listening(to, 5201)?;
     let client = format!(
         "iperf3 -c {} -t {seconds} -P {streams} -J --connect-timeout 5000",
-        address(to.id())
+        to.address()
     );
     let (status, report) = from.run_within(&client, Duration::from_secs(60 + seconds))?;
     ensure!(status == 0, "iperf3 in {}: {}", from.name(), json_error(&report));
@@ -54,7 +53,7 @@ pub fn transfer(from: &dyn Party, to: &dyn Party, mebibytes: u32) -> Result<()> 
     // The receiver answers with the checksum of what it got, over the same connection.
     let mut receiver = to.start("receiver", "nc -l -p 9000 -e sha256sum")?;
     wait_listening(to, 9000)?;
-    let (status, got) = from.run_within(&format!("nc {} 9000 <data", address(to.id())), limit)?;
+    let (status, got) = from.run_within(&format!("nc {} 9000 <data", to.address()), limit)?;
     ensure!(status == 0, "nc in {}: {got}", from.name());
     receiver.wait(limit)?;
     ensure!(

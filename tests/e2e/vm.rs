@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{anyhow, bail, Context, Result};
 
 use crate::image::Image;
-use crate::netns::mac;
+use crate::netns::{mac, Family};
 use crate::process::{tail, Process};
 use crate::qmp::Qmp;
 use crate::settings::tool;
@@ -58,6 +58,8 @@ pub struct Spec {
     pub life: Life,
     /// The NIC is behind an IOMMU.
     pub iommu: bool,
+    /// What it speaks to others; without IPv6 it says nothing that was not asked for.
+    pub family: Family,
 }
 
 /// How a guest comes to life.
@@ -392,9 +394,13 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         true => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
         false => "",
     };
+    let family = match spec.family {
+        Family::V4 => "ipv6.disable=1",
+        Family::V6 => "e2e.ipv6",
+    };
     let comma = if spec.nic.is_empty() { "" } else { "," };
     let append = format!(
-        "console=ttyS0 quiet panic=1 ipv6.disable=1 e2e.id={} e2e.mtu={}{guest_iommu}",
+        "console=ttyS0 quiet panic=1 {family} e2e.id={} e2e.mtu={}{guest_iommu}",
         spec.id, spec.mtu
     );
     let mut command = tool("qemu-system-x86_64");

@@ -173,8 +173,10 @@ const CASES: &[Case] = &[
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
     both("offload/tso", &[Need::Guests], offload::tso),
+    plugin("offload/tso-ipv6", &[Need::Guests], offload::tso_ipv6),
     plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),
     plugin("offload/to-bare", &[Need::Guests], offload::to_bare),
+    plugin("offload/to-bare-ipv6", &[Need::Guests], offload::to_bare_ipv6),
     plugin(
         "offload/to-checksums-only",
         &[Need::Guests],

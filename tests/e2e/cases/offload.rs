@@ -5,6 +5,7 @@ use anyhow::{ensure, Context, Result};
 
 use super::world::{self, ping_all, Guest, Kind, Port, World, PATIENCE};
 use super::Ctx;
+use crate::netns::Family;
 use crate::ovs::Options;
 use crate::tcp::{self, Account};
 use crate::vm::Vm;
@@ -23,14 +24,17 @@ const NOT_MERGEABLE: &str = "mrg_rxbuf=off";
 const CSUM: u32 = 0;
 const GUEST_CSUM: u32 = 1;
 const GUEST_TSO4: u32 = 7;
+const GUEST_TSO6: u32 = 8;
 const HOST_TSO4: u32 = 11;
+const HOST_TSO6: u32 = 12;
 
-/// What a guest negotiates.
+/// What a guest negotiates, and speaks.
 struct Shape {
     nic: &'static str,
     packed: bool,
     checksums: bool,
     segments: bool,
+    family: Family,
 }
 
 const ALL: Shape = Shape {
@@ -38,10 +42,19 @@ const ALL: Shape = Shape {
     packed: false,
     checksums: true,
     segments: true,
+    family: Family::V4,
+};
+const ALL_IPV6: Shape = Shape {
+    family: Family::V6,
+    ..ALL
 };
 
 pub fn tso(ctx: &Ctx) -> Result<()> {
     between(ctx, switch(ctx, false), [&ALL, &ALL])
+}
+
+pub fn tso_ipv6(ctx: &Ctx) -> Result<()> {
+    between(ctx, switch(ctx, false), [&ALL_IPV6, &ALL_IPV6])
 }
 
 pub fn tso_dpdk(ctx: &Ctx) -> Result<()> {
@@ -59,6 +72,14 @@ pub fn tso_packed(ctx: &Ctx) -> Result<()> {
 
 pub fn to_bare(ctx: &Ctx) -> Result<()> {
     between(ctx, switch(ctx, false), [&ALL, &bare(false)])
+}
+
+pub fn to_bare_ipv6(ctx: &Ctx) -> Result<()> {
+    let bare_ipv6 = Shape {
+        family: Family::V6,
+        ..bare(false)
+    };
+    between(ctx, switch(ctx, false), [&ALL_IPV6, &bare_ipv6])
 }
 
 pub fn to_bare_dpdk(ctx: &Ctx) -> Result<()> {
@@ -91,6 +112,7 @@ fn bare(packed: bool) -> Shape {
         packed,
         checksums: false,
         segments: false,
+        family: Family::V4,
     }
 }
 
@@ -113,6 +135,7 @@ fn between(ctx: &Ctx, options: Options, shapes: [&Shape; 2]) -> Result<()> {
         let guest = Guest {
             packed: shape.packed,
             nic: shape.nic,
+            family: shape.family,
             ..Guest::new(id)
         };
         vms.push(world.start_guest(&port, guest)?);
@@ -161,7 +184,9 @@ fn check_negotiated(world: &World, port: &Port, shape: &Shape) -> Result<()> {
         (CSUM, shape.checksums),
         (GUEST_CSUM, shape.checksums),
         (GUEST_TSO4, shape.segments),
+        (GUEST_TSO6, shape.segments),
         (HOST_TSO4, shape.segments),
+        (HOST_TSO6, shape.segments),
     ];
     for (bit, wanted) in rows {
         ensure!(

@@ -7,7 +7,7 @@ use anyhow::{ensure, Context, Result};
 
 use crate::hugepages::Hugepages;
 use crate::image;
-use crate::netns::NetNs;
+use crate::netns::{Family, NetNs};
 use crate::ovs::{self, Ovs};
 use crate::party::Party;
 use crate::ping::Ping;
@@ -86,6 +86,8 @@ pub struct Guest {
     pub packed: bool,
     /// Behind an IOMMU.
     pub iommu: bool,
+    /// What it speaks to others.
+    pub family: Family,
     /// Further properties of its NIC, as QEMU takes them.
     pub nic: &'static str,
     /// Whether it can be moved.
@@ -103,6 +105,7 @@ impl Guest {
             mtu: 1500,
             packed: false,
             iommu: false,
+            family: Family::V4,
             nic: "",
             life: Life::Stays,
             dimms: 0,
@@ -236,6 +239,7 @@ impl World {
             mtu: guest.mtu,
             packed: guest.packed,
             iommu: guest.iommu,
+            family: guest.family,
             nic: guest.nic,
             life: guest.life,
             dimms: guest.dimms,
@@ -323,9 +327,9 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
     }
 }
 
-/// Pings `to` once and again until it answers.
+/// Pings `to` once and again until it answers, in the family of `from`.
 pub fn wait_reachable(from: &Vm, to: u8) -> Result<()> {
-    let command = format!("/opt/ping -n -c 1 -W 1 {}", crate::netns::address(to));
+    let command = format!("/opt/ping -n -c 1 -W 1 {}", from.spec.family.address(to));
     crate::wait::until_true(&format!("{} to reach {to}", from.spec.name), PATIENCE, || {
         Ok(from.run_within(&command, PATIENCE)?.0 == 0)
     })
