@@ -56,10 +56,19 @@ pub struct Spec {
     pub dimms: u16,
     /// How it starts, and whether it can be moved.
     pub life: Life,
-    /// The NIC is behind an IOMMU.
-    pub iommu: bool,
+    /// The NIC is behind an IOMMU, if the guest has a policy for one.
+    pub iommu: Option<Iommu>,
     /// What it speaks to others; without IPv6 it says nothing that was not asked for.
     pub family: Family,
+}
+
+/// When a guest with an IOMMU takes back what it no longer lets the NIC reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Iommu {
+    /// At once, with every buffer.
+    Strict,
+    /// Many buffers at a time and a little later: Linux's default.
+    Lazy,
 }
 
 /// How a guest comes to life.
@@ -391,8 +400,9 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
     // `nopt`: or Linux gives the NIC's domain no page tables. `no_timer_check`: on a busy machine q35's timer interrupt
     // comes too late for Linux under TCG, which then panics.
     let guest_iommu = match spec.iommu {
-        true => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
-        false => "",
+        Some(Iommu::Strict) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=1",
+        Some(Iommu::Lazy) => " no_timer_check intel_iommu=on iommu=nopt iommu.strict=0",
+        None => "",
     };
     let family = match spec.family {
         Family::V4 => "ipv6.disable=1",
@@ -404,7 +414,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         spec.id, spec.mtu
     );
     let mut command = tool("qemu-system-x86_64");
-    if spec.iommu {
+    if spec.iommu.is_some() {
         // Before the NIC, which else would not be behind it. And the NIC behind a port: on the root bus it is no PCI
         // Express device and has no ATS, without which QEMU does not tell all that a lazy guest unmaps.
         command
@@ -412,7 +422,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
             .args(["-device", "intel-iommu,intremap=off,device-iotlb=on"])
             .args(["-device", "pcie-root-port,id=pcie1"]);
     }
-    let nic_iommu = if spec.iommu {
+    let nic_iommu = if spec.iommu.is_some() {
         ",bus=pcie1,iommu_platform=on,ats=on,disable-legacy=on"
     } else {
         ""

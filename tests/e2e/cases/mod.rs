@@ -172,6 +172,8 @@ const CASES: &[Case] = &[
     ),
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
+    plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
+    plugin("iommu/lazy-packed", &[Need::Guests], iommu::lazy_packed),
     both("offload/tso", &[Need::Guests], offload::tso),
     plugin("offload/tso-ipv6", &[Need::Guests], offload::tso_ipv6),
     plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),

@@ -13,7 +13,7 @@ use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
 use crate::tcp::End;
-use crate::vm::{Life, Socket, Spec, Vm};
+use crate::vm::{Iommu, Life, Socket, Spec, Vm};
 
 /// For anything that takes moments on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,8 +84,8 @@ pub struct Guest {
     pub mtu: u16,
     /// Packed rings.
     pub packed: bool,
-    /// Behind an IOMMU.
-    pub iommu: bool,
+    /// Behind an IOMMU, with this policy.
+    pub iommu: Option<Iommu>,
     /// What it speaks to others.
     pub family: Family,
     /// Further properties of its NIC, as QEMU takes them.
@@ -104,7 +104,7 @@ impl Guest {
             queues: 1,
             mtu: 1500,
             packed: false,
-            iommu: false,
+            iommu: None,
             family: Family::V4,
             nic: "",
             life: Life::Stays,
