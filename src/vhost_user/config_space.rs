@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn an_access_is_as_long_as_it_says_and_stays_within_the_space() {
-        let probe = Probe::new("config");
+        let probe = Probe::new();
         let decode = |name, payload: &[u8]| rule(name).decode(payload, probe.fds(0), 4).map(|_| ());
         for (offset, size, good) in [
             (0, 1, true),

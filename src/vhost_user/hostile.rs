@@ -89,7 +89,7 @@ impl Noise {
 
 #[test]
 fn every_request_with_eight_unwanted_descriptors_a_thousand_times_leaks_none() {
-    let probe = Probe::new("hostile-fds");
+    let probe = Probe::new();
     let fds = probe.fds(8);
     for row in &TABLE {
         let bytes = wire(row.id, PLAIN, &sample(row.id).0);
@@ -106,7 +106,7 @@ fn every_request_with_eight_unwanted_descriptors_a_thousand_times_leaks_none() {
 
 #[test]
 fn bad_messages_on_a_connection_that_survives_them_leak_nothing() {
-    let probe = Probe::new("hostile-nack");
+    let probe = Probe::new();
     let fds = probe.fds(8);
     let (mut peer, mut backend) = Backend::new();
     send(&peer, &wire(16, PLAIN, &numbers(&[OFFER.protocol_features])), &[]);
@@ -130,7 +130,7 @@ fn bad_messages_on_a_connection_that_survives_them_leak_nothing() {
 
 #[test]
 fn replacing_a_vring_descriptor_again_and_again_keeps_none() {
-    let probe = Probe::new("hostile-kick");
+    let probe = Probe::new();
     let fds = probe.fds(1);
     let (peer, mut backend) = Backend::new();
     for id in [12, 13, 14] {
@@ -233,7 +233,7 @@ fn each_message_of_the_attack_corpus_closes_the_connection() {
         ("request 0x80000001", 0x8000_0001, vec![], 0),
         ("NONE", 0, vec![], 0),
     ];
-    let probe = Probe::new("hostile-corpus");
+    let probe = Probe::new();
     for (what, id, payload, fds) in corpus {
         for flags in [PLAIN, NEED_REPLY] {
             let (peer, mut backend) = Backend::new();
@@ -248,7 +248,7 @@ fn each_message_of_the_attack_corpus_closes_the_connection() {
 
 #[test]
 fn noise_never_panics_and_never_leaks() {
-    let probe = Probe::new("hostile-noise");
+    let probe = Probe::new();
     let fds = probe.fds(9);
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
     for _ in 0..3000 {
@@ -295,7 +295,7 @@ fn nearly_right(noise: &mut Noise) -> (Vec<u8>, usize) {
 
 #[test]
 fn messages_that_are_nearly_right_never_panic_and_never_leak() {
-    let probe = Probe::new("hostile-nearly");
+    let probe = Probe::new();
     let fds = probe.fds(9);
     let mut noise = Noise(0x0123_4567_89ab_cdef);
     let (mut carried_out, mut refused) = (0_u32, 0);
@@ -344,7 +344,7 @@ fn a_flood_of_questions_by_a_peer_that_never_reads_ends_its_connection() {
 
 #[test]
 fn a_peer_that_sends_a_byte_at_a_time_is_served_all_the_same() {
-    let probe = Probe::new("hostile-slow");
+    let probe = Probe::new();
     let (mut peer, mut backend) = Backend::new();
     let mut order: Vec<_> = handled().collect();
     // Negotiation first, so that nothing is refused.

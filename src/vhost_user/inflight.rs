@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn queues_that_the_device_does_not_have_are_refused() {
-        let probe = Probe::new("inflight");
+        let probe = Probe::new();
         for (queues, size, good) in [
             (1, 1, true),
             (4, 32768, true),

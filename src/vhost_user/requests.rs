@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_row_takes_its_sample() {
-        let probe = Probe::new("row-sample");
+        let probe = Probe::new();
         for (id, name, rule) in handled() {
             let (payload, fds) = sample(id);
             assert!(rule.decode(&payload, probe.fds(fds), 4).is_ok(), "{}", name);
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn every_row_refuses_a_payload_of_any_other_length() {
-        let probe = Probe::new("row-length");
+        let probe = Probe::new();
         for (id, name, rule) in handled() {
             let (good, fds) = sample(id);
             for length in (0..MAX_PAYLOAD).filter(|length| *length != good.len()) {
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn every_row_refuses_missing_and_extra_descriptors_and_closes_them() {
-        let probe = Probe::new("row-fds");
+        let probe = Probe::new();
         for (id, name, rule) in handled() {
             let (payload, right) = sample(id);
             let tolerated = if name == "VHOST_USER_REM_MEM_REG" {

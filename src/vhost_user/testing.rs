@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
 
 use super::decode::Request;
 use super::message::{Flags, Header, Message};
@@ -171,7 +171,7 @@ impl Device for Fake {
             },
             Request::SetDeviceStateFd(..) => Response::U64(0x100),
             Request::CheckDeviceState => Response::U64(0),
-            Request::PostcopyAdvise => Response::Fd(Probe::new("userfault").fd()),
+            Request::PostcopyAdvise => Response::Fd(Probe::new().fd()),
             Request::PostcopyEnd => Response::U64(0),
             _ => Response::Done,
         };
@@ -180,19 +180,15 @@ impl Device for Fake {
     }
 }
 
-/// A deleted file of which this process counts its own descriptors, whatever other tests have open.
+/// A file without a name, of which this process counts its own descriptors, whatever other tests have open.
 pub(super) struct Probe {
     file: File,
-    path: PathBuf,
 }
 
 impl Probe {
-    /// `name` is the test's own.
-    pub(super) fn new(name: &str) -> Probe {
-        let path = std::env::temp_dir().join(format!("ovs-vhost-probe-{name}-{}", std::process::id()));
-        let file = File::create(&path).expect("a temporary file");
-        fs::remove_file(&path).expect("to delete it");
-        Probe { file, path }
+    pub(super) fn new() -> Probe {
+        let file = tempfile::tempfile().expect("a temporary file");
+        Probe { file }
     }
 
     /// Another descriptor of the file.
@@ -207,11 +203,10 @@ impl Probe {
 
     /// Descriptors of the file that are open, the probe's own not counted.
     pub(super) fn leaked(&self) -> usize {
-        let name = self.path.to_string_lossy();
+        let identity = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+        let probe = identity(&self.file.metadata().expect("a file"));
         let links = fs::read_dir("/proc/self/fd").expect("/proc").flatten();
-        let open = links.filter_map(|link| fs::read_link(link.path()).ok());
-        open.filter(|target| target.to_string_lossy().contains(&*name))
-            .count()
-            - 1
+        let open = links.filter_map(|link| fs::metadata(link.path()).ok());
+        open.filter(|metadata| identity(metadata) == probe).count() - 1
     }
 }

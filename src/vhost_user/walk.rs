@@ -72,7 +72,7 @@ const NO_ACK: ProtocolFeatures = ProtocolFeatures(ALL.0 & !ProtocolFeatures::REP
 
 #[test]
 fn every_number_is_carried_out_or_refused_and_nothing_between() {
-    let probe = Probe::new("walk");
+    let probe = Probe::new();
     for id in every_number() {
         match row(id).and_then(|row| row.rule.as_ref()) {
             Some(_) => {
@@ -98,7 +98,7 @@ fn every_number_is_carried_out_or_refused_and_nothing_between() {
 
 #[test]
 fn a_request_whose_feature_is_not_negotiated_is_refused_as_if_it_were_not_there() {
-    let probe = Probe::new("walk-gates");
+    let probe = Probe::new();
     for (id, name, rule) in handled() {
         let Gate::Negotiated(feature) = rule.gate else {
             continue;
@@ -118,7 +118,7 @@ fn a_request_whose_feature_is_not_negotiated_is_refused_as_if_it_were_not_there(
 
 #[test]
 fn every_request_refuses_a_payload_of_another_length() {
-    let probe = Probe::new("walk-payload");
+    let probe = Probe::new();
     for (id, name, _) in handled() {
         let (good, fds) = sample(id);
         for length in [0, 1, 4, 7, 8, 9, 12, 39, 40, 41, MAX_PAYLOAD] {
@@ -140,7 +140,7 @@ fn takes(id: u32, payload: &[u8]) -> bool {
 
 #[test]
 fn every_request_refuses_any_other_number_of_descriptors() {
-    let probe = Probe::new("walk-fds");
+    let probe = Probe::new();
     for (id, name, rule) in handled() {
         let (payload, right) = sample(id);
         for fds in (0..=MAX_FDS).filter(|fds| *fds != right) {

@@ -12,7 +12,7 @@ fn decode(probe: &Probe, name: &str, payload: &[u8], fds: usize) -> Result<Decod
 
 #[test]
 fn rem_mem_reg_closes_the_descriptor_that_some_front_ends_send() {
-    let probe = Probe::new("rem-fd");
+    let probe = Probe::new();
     let (payload, _) = sample(id("REM_MEM_REG"));
     let request = decode(&probe, "REM_MEM_REG", &payload, 1);
     assert!(matches!(request, Ok(Decoded::Device(Request::RemMemReg(_)))));
@@ -21,7 +21,7 @@ fn rem_mem_reg_closes_the_descriptor_that_some_front_ends_send() {
 
 #[test]
 fn a_mem_table_takes_one_to_eight_regions_with_a_descriptor_each() {
-    let probe = Probe::new("mem-table");
+    let probe = Probe::new();
     for count in 1..=8 {
         let fds = usize::try_from(count).expect("small");
         match decode(&probe, "SET_MEM_TABLE", &mem_table(count), fds) {
@@ -46,7 +46,7 @@ fn a_mem_table_takes_one_to_eight_regions_with_a_descriptor_each() {
 
 #[test]
 fn a_mem_table_whose_count_is_a_lie_is_refused() {
-    let probe = Probe::new("mem-count");
+    let probe = Probe::new();
     for count in [0, 9, 0xffff_ffff, 0x0800_0000, 0x0100_0001] {
         let mut payload = mem_table(8);
         payload.splice(..4, u32::to_ne_bytes(count));
@@ -68,7 +68,7 @@ fn a_mem_table_whose_count_is_a_lie_is_refused() {
 
 #[test]
 fn regions_that_are_empty_or_wrap_are_refused() {
-    let probe = Probe::new("region-wrap");
+    let probe = Probe::new();
     let high = u64::MAX - 0xfff;
     // guest, size, front-end, offset
     for region in [
@@ -94,7 +94,7 @@ fn regions_that_are_empty_or_wrap_are_refused() {
 
 #[test]
 fn the_offset_of_a_region_to_remove_means_nothing() {
-    let probe = Probe::new("rem-offset");
+    let probe = Probe::new();
     let payload = numbers(&[u64::MAX, 0x1000, 0x1000, 0x1000, u64::MAX]);
     assert!(decode(&probe, "REM_MEM_REG", &payload, 0).is_ok());
     let payload = numbers(&[0, u64::MAX, 0x1000, 0x1000, 0]);
@@ -103,7 +103,7 @@ fn the_offset_of_a_region_to_remove_means_nothing() {
 
 #[test]
 fn a_vring_index_with_high_bits_is_refused_not_cut() {
-    let probe = Probe::new("index");
+    let probe = Probe::new();
     for index in [4, 0x100, 0x1_0000, 0x1_0001, 0x8000_0000, 0xffff_ffff] {
         let expected = Malformed::VringIndex {
             index: index.into(),
@@ -128,7 +128,7 @@ fn a_vring_index_with_high_bits_is_refused_not_cut() {
 
 #[test]
 fn a_vring_descriptor_message_is_index_and_flag_and_nothing_else() {
-    let probe = Probe::new("vring-fd");
+    let probe = Probe::new();
     for name in ["SET_VRING_KICK", "SET_VRING_CALL", "SET_VRING_ERR"] {
         let ask = |number: u64, fds| decode(&probe, name, &numbers(&[number]), fds).map(|_| ());
         assert_eq!(ask(3, 1), Ok(()));
@@ -166,7 +166,7 @@ fn a_vring_descriptor_message_is_index_and_flag_and_nothing_else() {
 
 #[test]
 fn vring_requests_carry_their_values() {
-    let probe = Probe::new("vring-values");
+    let probe = Probe::new();
     let ask = |name, payload: &[u8], fds| match decode(&probe, name, payload, fds) {
         Ok(Decoded::Device(request)) => request,
         other => panic!("{name}: {other:?}"),
@@ -225,7 +225,7 @@ fn vring_requests_carry_their_values() {
 
 #[test]
 fn values_out_of_range_are_refused() {
-    let probe = Probe::new("values");
+    let probe = Probe::new();
     let fails = |name, payload: Vec<u8>| decode(&probe, name, &payload, 0).map(|_| ()).expect_err(name);
     for num in [0, 32769, 0x1_0000, 0x1_0100, u32::MAX] {
         assert_eq!(fails("SET_VRING_NUM", state(0, num)), Malformed::VringSize(num));
@@ -250,7 +250,7 @@ fn values_out_of_range_are_refused() {
 
 #[test]
 fn values_at_the_ends_of_their_range_are_taken() {
-    let probe = Probe::new("value-ends");
+    let probe = Probe::new();
     for (name, payload) in [
         ("SET_VRING_NUM", state(0, 1)),
         ("SET_VRING_NUM", state(3, 32768)),
@@ -265,7 +265,7 @@ fn values_at_the_ends_of_their_range_are_taken() {
 
 #[test]
 fn rarp_takes_the_address_as_it_lies() {
-    let probe = Probe::new("rarp");
+    let probe = Probe::new();
     let payload = [0x52, 0x54, 0x00, 0xaa, 0xbb, 0xcc, 0xff, 0xff];
     let request = decode(&probe, "SEND_RARP", &payload, 0);
     let Ok(Decoded::Device(Request::SendRarp(mac))) = request else {

@@ -16,17 +16,17 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(name: &str) -> Bench {
+    fn new() -> Bench {
         Bench {
             session: Session::new(OFFER),
             device: Fake::default(),
-            probe: Probe::new(name),
+            probe: Probe::new(),
         }
     }
 
     /// Everything negotiated.
-    fn negotiated(name: &str) -> Bench {
-        let mut bench = Bench::new(name);
+    fn negotiated() -> Bench {
+        let mut bench = Bench::new();
         bench.send(
             "SET_PROTOCOL_FEATURES",
             PLAIN,
@@ -59,7 +59,7 @@ fn reply(id: u32, payload: u64) -> Option<Vec<u8>> {
 
 #[test]
 fn every_request_is_carried_out_and_answered_as_its_row_says() {
-    let mut bench = Bench::negotiated("answers");
+    let mut bench = Bench::negotiated();
     for (id, name, rule) in handled() {
         let plain = bench.send_sample(id, PLAIN);
         let asked = bench.send_sample(id, NEED_REPLY);
@@ -82,7 +82,7 @@ fn every_request_is_carried_out_and_answered_as_its_row_says() {
 
 #[test]
 fn the_session_answers_from_its_offer_without_the_device() {
-    let mut bench = Bench::negotiated("offer");
+    let mut bench = Bench::negotiated();
     for (name, number) in [
         ("GET_FEATURES", OFFER.features),
         ("GET_PROTOCOL_FEATURES", OFFER.protocol_features),
@@ -109,7 +109,7 @@ fn regions_are_answered_with_our_addresses_in_a_payload_as_long_as_the_request()
             mmap_offset: 7,
         }
     }
-    let mut bench = Bench::negotiated("regions");
+    let mut bench = Bench::negotiated();
     // Not in the order of addresses: in that of the request.
     bench.device.answers = Some(|| Response::Regions(Regions::Table(vec![region(9), region(0)])));
     let bytes = bench.send_sample(5, PLAIN).reply.expect("a reply");
@@ -125,7 +125,7 @@ fn regions_are_answered_with_our_addresses_in_a_payload_as_long_as_the_request()
 
 #[test]
 fn a_userfaultfd_comes_with_an_empty_reply() {
-    let mut bench = Bench::negotiated("userfault");
+    let mut bench = Bench::negotiated();
     let outcome = bench.send("POSTCOPY_ADVISE", PLAIN, vec![], 0);
     // What QEMU insists on: no payload, one descriptor.
     assert_eq!(outcome.reply, Some([28, 5, 0].map(u32::to_ne_bytes).concat()));
@@ -139,7 +139,7 @@ fn a_userfaultfd_comes_with_an_empty_reply() {
 #[test]
 fn a_zero_in_place_of_memory_is_an_acknowledgement_and_is_not_answered() {
     for name in ["NONE", "SET_MEM_TABLE", "ADD_MEM_REG", "REM_MEM_REG"] {
-        let mut bench = Bench::negotiated("ack");
+        let mut bench = Bench::negotiated();
         let outcome = bench.send(name, PLAIN, numbers(&[0]), 0);
         assert_eq!((outcome.error, outcome.reply), (None, None), "{name}");
         assert!(
@@ -152,7 +152,7 @@ fn a_zero_in_place_of_memory_is_an_acknowledgement_and_is_not_answered() {
             (vec![0; 4], 0),
             (vec![0; 8], 2),
         ] {
-            let mut bench = Bench::negotiated("no-ack");
+            let mut bench = Bench::negotiated();
             let outcome = bench.send(name, PLAIN, payload.clone(), fds);
             assert!(
                 matches!(outcome.error, Some(SessionError::Malformed { .. })),
@@ -167,7 +167,7 @@ fn a_zero_in_place_of_memory_is_an_acknowledgement_and_is_not_answered() {
 
 #[test]
 fn get_vring_base_carries_both_halves() {
-    let mut bench = Bench::negotiated("base");
+    let mut bench = Bench::negotiated();
     let outcome = bench.send("GET_VRING_BASE", PLAIN, state(1, 0), 0);
     let bytes = outcome.reply.expect("a reply");
     assert_eq!(bytes[12..], state(1, 0x8005_8004));
@@ -175,7 +175,7 @@ fn get_vring_base_carries_both_halves() {
 
 #[test]
 fn set_log_base_is_answered_with_the_log_it_names() {
-    let mut bench = Bench::negotiated("log");
+    let mut bench = Bench::negotiated();
     for flags in [PLAIN, NEED_REPLY] {
         let outcome = bench.send("SET_LOG_BASE", flags, numbers(&[0x1000, 0x20]), 1);
         let bytes = outcome.reply.expect("a reply");
@@ -193,7 +193,7 @@ fn a_log_of_no_bytes_or_beyond_all_files_is_refused() {
         (u64::MAX, 1),
         (0xffff_ffff_ffff_ff00, 0x200),
     ] {
-        let mut bench = Bench::negotiated("log-wraps");
+        let mut bench = Bench::negotiated();
         let outcome = bench.send("SET_LOG_BASE", NEED_REPLY, numbers(&[size, offset]), 1);
         let cause = Malformed::Log { size, offset };
         let name = "VHOST_USER_SET_LOG_BASE";
@@ -213,7 +213,7 @@ fn a_gated_request_before_negotiation_is_refused_and_never_reaches_the_device() 
             ProtocolFeatures(0),
             ProtocolFeatures(OFFER.protocol_features & !feature.0),
         ] {
-            let mut bench = Bench::new("gates");
+            let mut bench = Bench::new();
             bench.send("SET_PROTOCOL_FEATURES", PLAIN, numbers(&[granted.0]), 0);
             let outcome = bench.send_sample(id, PLAIN);
             let missing = format!("VHOST_USER_PROTOCOL_F_{feature}");
@@ -241,7 +241,7 @@ fn without_the_offered_feature_bit_there_are_no_protocol_features() {
 
 #[test]
 fn protocol_features_may_be_negotiated_again_for_each_queue_pair() {
-    let mut bench = Bench::new("again");
+    let mut bench = Bench::new();
     for _ in 0..3 {
         let outcome = bench.send("SET_PROTOCOL_FEATURES", PLAIN, numbers(&[0x1801d]), 0);
         let note = "negotiated Vhost-user protocol features: 0x1801d";
@@ -253,7 +253,7 @@ fn protocol_features_may_be_negotiated_again_for_each_queue_pair() {
 #[test]
 fn protocol_features_that_were_not_offered_are_refused_whole() {
     for bit in (0..64).filter(|bit| OFFER.protocol_features >> bit & 1 == 0) {
-        let mut bench = Bench::new("excess");
+        let mut bench = Bench::new();
         let outcome = bench.send("SET_PROTOCOL_FEATURES", PLAIN, numbers(&[0x8 | 1 << bit]), 0);
         assert!(matches!(outcome.error, Some(SessionError::NotOffered { excess, .. }) if excess == 1 << bit));
         assert_eq!(outcome.next, Next::Close);
@@ -280,7 +280,7 @@ fn a_protocol_feature_that_is_not_implemented_is_not_offered() {
 
 #[test]
 fn features_that_were_not_offered_never_reach_the_device() {
-    let mut bench = Bench::negotiated("features");
+    let mut bench = Bench::negotiated();
     let outcome = bench.send("SET_FEATURES", NEED_REPLY, numbers(&[0x1_4000_0001]), 0);
     assert!(matches!(
         outcome.error,
@@ -304,7 +304,7 @@ fn features_that_were_not_offered_never_reach_the_device() {
 
 #[test]
 fn need_reply_means_nothing_before_reply_ack_is_negotiated() {
-    let mut bench = Bench::new("no-ack");
+    let mut bench = Bench::new();
     let outcome = bench.send("SET_OWNER", NEED_REPLY, vec![], 0);
     assert_eq!((outcome.reply, outcome.next), (None, Next::Continue));
     bench.device.refuses = true;
@@ -314,7 +314,7 @@ fn need_reply_means_nothing_before_reply_ack_is_negotiated() {
 
 #[test]
 fn the_request_that_negotiates_reply_ack_is_itself_acknowledged() {
-    let mut bench = Bench::new("first-ack");
+    let mut bench = Bench::new();
     let outcome = bench.send("SET_PROTOCOL_FEATURES", NEED_REPLY, numbers(&[0x8]), 0);
     assert_eq!(outcome.reply, reply(16, 0));
 }
@@ -323,7 +323,7 @@ fn the_request_that_negotiates_reply_ack_is_itself_acknowledged() {
 fn a_refusal_is_answered_when_asked_for_and_closes_when_not() {
     for (id, name, rule) in handled() {
         for flags in [PLAIN, NEED_REPLY] {
-            let mut bench = Bench::negotiated("refusal");
+            let mut bench = Bench::negotiated();
             bench.device.refuses = true;
             let outcome = bench.send_sample(id, flags);
             let Some(error) = outcome.error else { continue }; // the session's own
@@ -347,7 +347,7 @@ fn requests_that_are_not_supported_or_unknown_are_answered_when_asked_and_close(
         .map(|row| row.id);
     for id in refused.chain([45, 0x8000_0001, u32::MAX]) {
         for (flags, expected) in [(PLAIN, None), (NEED_REPLY, reply(id, 1))] {
-            let mut bench = Bench::negotiated("unsupported");
+            let mut bench = Bench::negotiated();
             let message = message(id, flags, vec![0; 8], bench.probe.fds(8));
             let outcome = bench.session.handle(message, &mut bench.device);
             let named = matches!(
@@ -368,7 +368,7 @@ fn requests_that_are_not_supported_or_unknown_are_answered_when_asked_and_close(
 #[test]
 fn a_malformed_request_is_answered_when_asked_and_closes() {
     for (id, name, rule) in handled() {
-        let mut bench = Bench::negotiated("malformed");
+        let mut bench = Bench::negotiated();
         let (payload, fds) = sample(id);
         let message = message(id, NEED_REPLY, [payload, vec![0]].concat(), bench.probe.fds(fds));
         let outcome = bench.session.handle(message, &mut bench.device);
@@ -385,7 +385,7 @@ fn a_malformed_request_is_answered_when_asked_and_closes() {
 
 #[test]
 fn an_invalid_mtu_is_answered_and_the_connection_lives() {
-    let mut bench = Bench::negotiated("mtu");
+    let mut bench = Bench::negotiated();
     for mtu in [67, 65536] {
         let outcome = bench.send("NET_SET_MTU", NEED_REPLY, numbers(&[mtu]), 0);
         assert_eq!((outcome.reply, outcome.next), (reply(20, 1), Next::Continue));
@@ -395,7 +395,7 @@ fn an_invalid_mtu_is_answered_and_the_connection_lives() {
 #[test]
 fn wrong_flags_close_without_an_answer() {
     for flags in [0x0, 0x2, 0x3, 0x8, 0xb, 0x5, 0xd, 0x11, 0x8000_0009] {
-        let mut bench = Bench::negotiated("flags");
+        let mut bench = Bench::negotiated();
         let outcome = bench.send("SET_OWNER", Flags(flags), vec![], 0);
         assert!(
             matches!(outcome.error, Some(SessionError::Flags { .. })),
@@ -413,7 +413,7 @@ fn a_damaged_message_is_refused_however_good_it_looks() {
         Defect::FdsTruncated,
         Defect::FdsInside,
     ] {
-        let mut bench = Bench::negotiated("damaged");
+        let mut bench = Bench::negotiated();
         let mut message = message(id("SET_OWNER"), NEED_REPLY, vec![], vec![]);
         message.defect = Some(defect);
         let outcome = bench.session.handle(message, &mut bench.device);
@@ -424,7 +424,7 @@ fn a_damaged_message_is_refused_however_good_it_looks() {
 
 #[test]
 fn a_device_that_answers_the_wrong_kind_closes_its_connection_only() {
-    let mut bench = Bench::negotiated("wrong-kind");
+    let mut bench = Bench::negotiated();
     bench.device.answers = Some(|| Response::U64(1));
     for name in ["GET_VRING_BASE", "SET_OWNER"] {
         let outcome = bench.send_sample(id(name), PLAIN);
@@ -449,7 +449,7 @@ fn queue_pairs_bound_the_vring_index() {
 
 #[test]
 fn errors_name_the_request_and_the_values() {
-    let mut bench = Bench::negotiated("texts");
+    let mut bench = Bench::negotiated();
     let error = bench
         .send("SET_VRING_NUM", PLAIN, state(9, 256), 0)
         .error
@@ -458,7 +458,7 @@ fn errors_name_the_request_and_the_values() {
         error.to_string(),
         "VHOST_USER_SET_VRING_NUM: vring index 9, this device has 4 vrings"
     );
-    let mut bench = Bench::new("texts-gate");
+    let mut bench = Bench::new();
     let error = bench.send_sample(id("SEND_RARP"), PLAIN).error.expect("an error");
     assert_eq!(
         error.to_string(),

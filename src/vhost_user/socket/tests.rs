@@ -37,7 +37,7 @@ fn fd_flags(fd: &OwnedFd) -> String {
 
 #[test]
 fn a_message_may_come_one_byte_at_a_time() {
-    let probe = Probe::new("bytes");
+    let probe = Probe::new();
     let (mut peer, mut connection) = pair();
     let (payload, _) = sample(id("SET_MEM_TABLE"));
     let bytes = wire(5, PLAIN, &payload);
@@ -61,7 +61,7 @@ fn a_message_may_come_one_byte_at_a_time() {
 
 #[test]
 fn each_message_gets_its_own_descriptors_when_several_arrive_at_once() {
-    let probe = Probe::new("several");
+    let probe = Probe::new();
     let (peer, mut connection) = pair();
     let with = |count: u64| wire(12, PLAIN, &numbers(&[count]));
     send(&peer, &[with(0), with(0)].concat(), &[]);
@@ -82,7 +82,7 @@ fn each_message_gets_its_own_descriptors_when_several_arrive_at_once() {
 
 #[test]
 fn a_header_sent_apart_from_its_payload_brings_the_descriptors() {
-    let probe = Probe::new("apart");
+    let probe = Probe::new();
     let (mut peer, mut connection) = pair();
     let bytes = wire(12, PLAIN, &numbers(&[1]));
     send(&peer, &bytes[..HEADER_SIZE], &probe.fds(1));
@@ -94,7 +94,7 @@ fn a_header_sent_apart_from_its_payload_brings_the_descriptors() {
 
 #[test]
 fn descriptors_inside_a_message_are_closed_and_the_message_is_damaged() {
-    let probe = Probe::new("inside");
+    let probe = Probe::new();
     let bytes = wire(12, PLAIN, &numbers(&[1]));
     for at in [1, 5, HEADER_SIZE, HEADER_SIZE + 3] {
         let (mut peer, mut connection) = pair();
@@ -113,7 +113,7 @@ fn descriptors_inside_a_message_are_closed_and_the_message_is_damaged() {
 
 #[test]
 fn descriptors_with_the_payload_are_seen_even_when_it_waits_already() {
-    let probe = Probe::new("with-payload");
+    let probe = Probe::new();
     let (peer, mut connection) = pair();
     let bytes = wire(12, PLAIN, &numbers(&[1]));
     send(&peer, &bytes[..HEADER_SIZE], &[]);
@@ -124,7 +124,7 @@ fn descriptors_with_the_payload_are_seen_even_when_it_waits_already() {
 
 #[test]
 fn eight_descriptors_arrive_and_are_closed_on_exec() {
-    let probe = Probe::new("eight");
+    let probe = Probe::new();
     let (peer, mut connection) = pair();
     send(&peer, &wire(3, PLAIN, &[]), &probe.fds(8));
     let message = next(&mut connection);
@@ -141,7 +141,7 @@ fn eight_descriptors_arrive_and_are_closed_on_exec() {
 
 #[test]
 fn more_than_eight_descriptors_damage_the_message_and_none_leaks() {
-    let probe = Probe::new("nine");
+    let probe = Probe::new();
     for count in [9, 10, 64, 253] {
         let (peer, mut connection) = pair();
         send(&peer, &wire(3, PLAIN, &[]), &probe.fds(count));
@@ -255,7 +255,7 @@ fn output_that_waits_goes_out_in_order_once_the_peer_reads() {
 
 #[test]
 fn a_descriptor_goes_with_its_own_message_even_if_that_has_to_wait() {
-    let probe = Probe::new("sent");
+    let probe = Probe::new();
     let (peer, mut connection) = pair();
     let mut waited = Vec::new();
     while !connection.output_waiting() {
@@ -287,7 +287,7 @@ fn a_descriptor_goes_with_its_own_message_even_if_that_has_to_wait() {
 
 #[test]
 fn a_descriptor_that_nobody_takes_is_closed_with_the_connection() {
-    let probe = Probe::new("unsent");
+    let probe = Probe::new();
     let (_peer, mut connection) = pair();
     while !connection.output_waiting() {
         connection.send(&[0; 20]).expect("to send");
@@ -317,7 +317,7 @@ fn sending_to_a_peer_that_is_gone_is_an_error_not_a_signal() {
 
 #[test]
 fn descriptors_of_an_unfinished_message_are_closed_with_the_connection() {
-    let probe = Probe::new("unfinished");
+    let probe = Probe::new();
     let (peer, mut connection) = pair();
     send(&peer, &wire(12, PLAIN, &numbers(&[1]))[..7], &probe.fds(8));
     assert!(pending(&mut connection));
