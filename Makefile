@@ -19,7 +19,7 @@ E2E = $(CARGO) test -q --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-vm bench bench-pvp fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-vm bench bench-pvp fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ demo: build ## Two VMs talk through both port types while vswitchd is killed und
 	@.ci/deps.sh test
 	@$(E2E_ENV) $(E2E) demo
 
-check: check-core check-plugin check-ovs check-vm ## All tests
+check: check-core check-plugin check-bench check-ovs check-vm ## All tests
 
 check-core: cargo ## Tests that need no Open vSwitch, DPDK or clang
 	$(CARGO) test --no-default-features --lib --tests -- --skip e2e
@@ -63,12 +63,17 @@ check-ovs: build-all ## Open vSwitch's own tests: its loader's, and its vhost-us
 	tests/ovs-suite.sh plugin
 	tests/ovs-suite.sh stock
 
+check-bench: cargo ## The benches in short: that both sides move every packet, not how fast
+	@.ci/deps.sh build
+	$(CARGO) bench --profile dev --no-default-features --features stock -- --test
+
 check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 	@.ci/deps.sh test
 	$(E2E_ENV) $(E2E) $(CASES)
 
-bench: cargo ## Our bursts over model memory, in nanoseconds per packet
-	$(CARGO) bench --no-default-features
+bench: cargo ## Our bursts beside those of DPDK's vhost library, in nanoseconds per packet
+	@.ci/deps.sh build
+	$(CARGO) bench --no-default-features --features stock
 
 bench-pvp: build ## Cycles per packet in a real switch, the plugin against the stock ports
 	@.ci/deps.sh test
@@ -81,7 +86,7 @@ lint: build ## Every linter, warnings as errors
 	@.ci/deps.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
-	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection -- -D warnings
+	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection,stock -- -D warnings
 	shellcheck .ci/run .ci/deps.sh ovs-patches/build.sh tests/*.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-default-features --no-deps --document-private-items
 

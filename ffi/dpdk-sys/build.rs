@@ -16,6 +16,9 @@ const ITEMS: [&str; 5] = [
     "(rte_strerror|dpdk_sys_.*)",
 ];
 
+/// Constants among it.
+const FLAGS: &str = "RTE_VHOST_USER_.*";
+
 /// The libraries that have it.
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_mempool", "rte_mbuf", "rte_vhost"];
 
@@ -38,6 +41,7 @@ fn build() -> Result<(), Box<dyn Error>> {
         .header("dpdk.h")
         .clang_args(&cflags)
         .allowlist_function(ITEMS.join("|"))
+        .allowlist_var(FLAGS)
         .default_enum_style(bindgen::EnumVariation::NewType {
             is_bitfield: false,
             is_global: false,

@@ -18,7 +18,7 @@ use crate::{turn, wait};
 use report::Report;
 use sample::{Sample, Shape};
 
-const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--json FILE] [RINGS...]";
+const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--bytes N] [--json FILE] [RINGS...]";
 
 const PLAIN: Rings = Rings {
     mergeable: false,
@@ -71,6 +71,8 @@ enum Side {
 struct Plan {
     pairs: usize,
     seconds: u64,
+    /// Packets of this size only.
+    bytes: Option<u32>,
     json: Option<String>,
     /// Parts of the names of shapes.
     filters: Vec<String>,
@@ -81,6 +83,7 @@ impl Plan {
         let mut plan = Plan {
             pairs: 5,
             seconds: 3,
+            bytes: None,
             json: None,
             filters: Vec::new(),
         };
@@ -89,12 +92,19 @@ impl Plan {
             match argument.as_str() {
                 "--pairs" => plan.pairs = arguments.next()?.parse().ok()?,
                 "--seconds" => plan.seconds = arguments.next()?.parse().ok()?,
+                "--bytes" => plan.bytes = Some(arguments.next()?.parse().ok()?),
                 "--json" => plan.json = Some(arguments.next()?.clone()),
                 option if option.starts_with('-') => return None,
                 filter => plan.filters.push(filter.into()),
             }
         }
         (plan.pairs > 0 && plan.seconds > 0).then_some(plan)
+    }
+
+    /// Which sizes of the shape's.
+    fn sizes(&self, shape: &Shape) -> Vec<u32> {
+        let wanted = |size: &u32| self.bytes.is_none_or(|bytes| bytes == *size);
+        shape.sizes.iter().copied().filter(wanted).collect()
     }
 
     fn wants(&self, shape: &Shape) -> bool {
@@ -136,13 +146,14 @@ fn run(settings: &Settings, plan: &Plan) -> Result<()> {
         SHAPES.map(|shape| shape.name)
     );
     for shape in shapes {
+        let sizes = plan.sizes(shape);
         for pair in 1..=plan.pairs {
             for side in [Side::Stock, Side::Plugin] {
                 ensure!(!wait::interrupted(), "interrupted");
                 eprintln!("{}: pair {pair} of {}, {}", shape.name, plan.pairs, side.name());
-                let samples = measure(settings, shape, side, plan.seconds)
+                let samples = measure(settings, shape, &sizes, side, plan.seconds)
                     .with_context(|| format!("{} with {} ports", shape.name, side.name()))?;
-                for (size, sample) in shape.sizes.iter().zip(samples) {
+                for (size, sample) in sizes.iter().zip(samples) {
                     report.add(shape.name, *size, side, sample);
                 }
             }
@@ -159,13 +170,19 @@ fn run(settings: &Settings, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn measure(settings: &Settings, shape: &Shape, side: Side, seconds: u64) -> Result<Vec<Sample>> {
+fn measure(
+    settings: &Settings,
+    shape: &Shape,
+    sizes: &[u32],
+    side: Side,
+    seconds: u64,
+) -> Result<Vec<Sample>> {
     let mut settings = settings.clone();
     if side == Side::Stock {
         settings.plugin = None;
     }
     let dir = tempfile::Builder::new().prefix("ovs-pvp-").tempdir()?;
-    sample::run(&settings, dir.path(), shape, seconds)
+    sample::run(&settings, dir.path(), shape, sizes, seconds)
 }
 
 impl Side {

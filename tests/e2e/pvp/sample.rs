@@ -32,8 +32,14 @@ pub struct Sample {
     pub mpps: f64,
 }
 
-/// Measures each of the shape's sizes for `seconds`.
-pub fn run(settings: &Settings, dir: &Path, shape: &Shape, seconds: u64) -> Result<Vec<Sample>> {
+/// Measures each of `sizes` for `seconds`.
+pub fn run(
+    settings: &Settings,
+    dir: &Path,
+    shape: &Shape,
+    sizes: &[u32],
+    seconds: u64,
+) -> Result<Vec<Sample>> {
     let world = World::new(settings, dir, true)?;
     let ports = world.testpmd_ports(Kind::Client)?;
     world.cross_connect(&ports)?;
@@ -47,8 +53,7 @@ pub fn run(settings: &Settings, dir: &Path, shape: &Shape, seconds: u64) -> Resu
         world.ovs.wait_link(&port.name, true, PATIENCE)?;
         world.check_rings(port, shape.rings.packed, shape.rings.in_order)?;
     }
-    shape
-        .sizes
+    sizes
         .iter()
         .map(|size| {
             let sample = measure(&world, &mut testpmd, size - FCS, seconds);
