@@ -2,6 +2,7 @@
 
 use super::frame::NEAR;
 use super::ring::BURST;
+use super::set::Set;
 use crate::memory::{Cursor, GuestSlice};
 use crate::virtio::chain::{self, DescRing, Direction};
 use crate::virtio::desc::Desc;
@@ -46,6 +47,12 @@ impl<'m> Ahead<'m> {
         }
     }
 
+    /// Of the chains looked up, the plans.
+    #[inline(always)]
+    pub(super) fn plans(&self) -> &[Plan<'m>] {
+        self.plans.get(..self.count).unwrap_or_default()
+    }
+
     /// The chains looked up: tag and plan.
     #[inline(always)]
     pub(super) fn chains(&self) -> impl Iterator<Item = (u16, Plan<'m>)> + use<'_, 'm> {
@@ -58,10 +65,10 @@ impl<'m> Ahead<'m> {
 }
 
 impl<'m> Plan<'m> {
-    /// Looks up the chain that begins with `first`, at `index` of the ring, and asks for the lines that moving a frame
-    /// will touch.
+    /// Looks up the chain that begins with `first`, at `index` of the ring, and asks for the lines that moving a small
+    /// frame will touch.
     #[inline(always)]
-    pub(super) fn new<R: DescRing, D: Direction>(
+    pub(super) fn new<R: DescRing, D: Direction, S: Set>(
         ring: &R,
         index: u16,
         first: Desc,
@@ -69,11 +76,7 @@ impl<'m> Plan<'m> {
     ) -> Self {
         match chain::direct::<D>(&first, cursor) {
             Some(buffer) => {
-                if D::WRITE == 0 {
-                    buffer.prefetch_read(0..NEAR);
-                } else {
-                    buffer.prefetch_write(0..NEAR);
-                }
+                prefetch::<D, S>(buffer);
                 Self::Direct(buffer)
             }
             None => {
@@ -81,6 +84,18 @@ impl<'m> Plan<'m> {
                 Self::Walk(first)
             }
         }
+    }
+}
+
+/// Asks for the lines of a small frame in `buffer`.
+#[inline(always)]
+fn prefetch<D: Direction, S: Set>(buffer: GuestSlice<'_>) {
+    if D::WRITE != 0 {
+        buffer.prefetch_write(0, NEAR - 1);
+    } else {
+        // A header that nobody reads stays where it is, which often is a line of its own.
+        let first = if S::EXTRA { 0 } else { S::HEADER };
+        buffer.prefetch_read(first, buffer.len().min(NEAR).saturating_sub(1));
     }
 }
 

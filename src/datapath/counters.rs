@@ -111,7 +111,7 @@ fn add(counter: &AtomicU64, more: u64) {
     }
 }
 
-/// What one burst counts, in registers.
+/// What one burst counts.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     packets: u64,
@@ -127,18 +127,41 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts a frame that was moved.
+    /// Counts frames that were moved.
     #[inline(always)]
-    pub(super) fn frame(&mut self, frame: &[u8]) {
-        self.count(frame, frame.len());
+    pub(super) fn frames<'f>(&mut self, frames: impl Iterator<Item = &'f [u8]>) {
+        let (mut packets, mut bytes, mut size_bins) = (0, 0, 0);
+        // Frames of one size come together.
+        let (mut last, mut bin) = (usize::MAX, 0);
+        for frame in frames {
+            packets += 1;
+            bytes += frame.len() as u64;
+            if frame.len() != last {
+                last = frame.len();
+                bin = 1 << (8 * size_bin(last));
+            }
+            size_bins += bin;
+            if is_to_group(frame) {
+                self.count_group(frame);
+            }
+        }
+        self.packets += packets;
+        self.bytes += bytes;
+        self.size_bins += size_bins;
     }
 
     /// Counts a frame of `len` bytes that was moved and begins with these.
-    #[inline(always)]
     pub(super) fn count(&mut self, front: &[u8], len: usize) {
         self.packets += 1;
         self.bytes += len as u64;
         self.size_bins += 1 << (8 * size_bin(len));
+        if is_to_group(front) {
+            self.count_group(front);
+        }
+    }
+
+    #[cold]
+    fn count_group(&mut self, front: &[u8]) {
         let destination = destination(front);
         self.groups += destination & 1;
         self.broadcast += u64::from(destination == BROADCAST);
@@ -146,6 +169,12 @@ impl Tally {
 }
 
 const BROADCAST: u64 = 0xffff_ffff_ffff;
+
+/// Whether the frame's destination is a group, everybody included.
+#[inline(always)]
+fn is_to_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 1 != 0)
+}
 
 /// The first six bytes as a little-endian number; 0, which is no group, for a frame too short to have them.
 #[inline(always)]
@@ -207,11 +236,11 @@ mod tests {
     fn multicast_does_not_count_broadcast() {
         let counters = Counters::default();
         let mut tally = Tally::default();
-        tally.frame(&[0xff; 60]);
-        tally.frame(&[0x01; 60]);
-        tally.frame(&[0x02; 60]);
-        tally.frame(&[0xff; 6]);
-        tally.frame(&[0xff; 5]);
+        tally.frames([&[0xff; 60][..]].into_iter());
+        tally.frames([&[0x01; 60][..]].into_iter());
+        tally.frames([&[0x02; 60][..]].into_iter());
+        tally.frames([&[0xff; 6][..]].into_iter());
+        tally.frames([&[0xff; 5][..]].into_iter());
         counters.add(&tally);
         let stats = counters.read();
         assert_eq!((stats.good_packets, stats.good_bytes), (5, 191));
@@ -224,7 +253,7 @@ mod tests {
         let counters = Counters::default();
         let mut tally = Tally::default();
         for _ in 0..super::super::BURST {
-            tally.frame(&[0; 1518]);
+            tally.frames([&[0; 1518][..]].into_iter());
         }
         counters.add(&tally);
         assert_eq!(counters.read().size_bins, [0, 0, 0, 0, 0, 0, 32, 0]);

@@ -103,6 +103,17 @@ impl<'a> RxSlot<'a> {
         self.len = 0;
     }
 
+    /// Replaces the content by guest bytes, all or none if they do not fit.
+    #[inline(always)]
+    pub(super) fn receive(&mut self, bytes: GuestSlice<'_>) -> bool {
+        self.len = 0;
+        let fits = bytes.read_all(self.spare());
+        if fits {
+            self.len = bytes.len();
+        }
+        fits
+    }
+
     /// Appends guest bytes, all or none if they do not fit.
     #[inline(always)]
     pub(super) fn append(&mut self, bytes: GuestSlice<'_>) -> bool {

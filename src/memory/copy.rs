@@ -75,6 +75,27 @@ impl Span {
         self.guest
     }
 
+    /// The `len` bytes at `offset`, if the region holds them all.
+    #[inline(always)]
+    pub(super) fn whole(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
+        let room = self.size.checked_sub(u64::from(len))?;
+        if offset > room {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offset <= size, which was mapped, so it fits usize"
+        )]
+        let offset = offset as usize;
+        // SAFETY: offset + len <= size, and host..host + size is one mapping.
+        let ptr = unsafe { self.host.add(offset) };
+        Some(GuestSlice {
+            ptr,
+            len,
+            table: PhantomData,
+        })
+    }
+
     /// As many of the `len` bytes at `offset` as the region holds, or `None` if `offset` is outside.
     #[inline(always)]
     pub(super) fn prefix(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
@@ -232,17 +253,25 @@ impl<'m> GuestSlice<'m> {
         Some(unsafe { AtomicU16::from_ptr(self.ptr.cast()) })
     }
 
-    /// Asks for the lines of the bytes `range`, to read them soon. Those beyond the end do no harm.
+    /// Asks for the lines of the bytes `first` and `last`, to read them soon. Beyond the end that does no harm.
     #[inline(always)]
-    pub fn prefetch_read(&self, range: Range<u32>) {
-        for at in range.step_by(cpu::LINE) {
+    pub fn prefetch_read(&self, first: u32, last: u32) {
+        for at in [first, last] {
             cpu::prefetch_read(self.ptr.wrapping_add(at as usize));
+        }
+    }
+
+    /// Asks to own the lines of the bytes `first` and `last`, to write them soon. Beyond the end that does no harm.
+    #[inline(always)]
+    pub fn prefetch_write(&self, first: u32, last: u32) {
+        for at in [first, last] {
+            cpu::prefetch_write(self.ptr.wrapping_add(at as usize));
         }
     }
 
     /// Asks to own the lines of the bytes `range`, to write them soon. Those beyond the end do no harm.
     #[inline(always)]
-    pub fn prefetch_write(&self, range: Range<u32>) {
+    pub fn prefetch_write_all(&self, range: Range<u32>) {
         for at in range.step_by(cpu::LINE) {
             cpu::prefetch_write(self.ptr.wrapping_add(at as usize));
         }
@@ -261,28 +290,47 @@ const BLOCK: usize = size_of::<Block>();
 /// `from` is readable and `to` writable for `len` bytes, and they do not overlap.
 #[inline(always)]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    if !(BLOCK..=INLINE_COPY).contains(&len) {
-        // SAFETY: the caller's promise.
-        return unsafe { ptr::copy_nonoverlapping(from, to, len) };
-    }
-    let last = len - BLOCK;
-    let mut at = 0;
-    // Whole blocks from the front, then one that ends with the last byte and may lie over the one before.
-    while at < last {
-        // SAFETY: at + BLOCK <= len.
-        unsafe {
-            to.add(at)
-                .cast::<Block>()
-                .write(from.add(at).cast::<Block>().read())
-        };
-        at += BLOCK;
-    }
-    // SAFETY: last + BLOCK == len.
+    // Blocks from the front, and as many that end with the last byte and may lie over some of those. Of each size the
+    // code has no loop, or next to none: small frames are most of all frames.
+    // SAFETY: of `len` bytes, at least so many blocks are in either half.
     unsafe {
-        to.add(last)
-            .cast::<Block>()
-            .write(from.add(last).cast::<Block>().read())
-    };
+        match len {
+            33..=64 => ends::<2>(from, to, len),
+            65..=128 => ends::<4>(from, to, len),
+            16..=32 => ends::<1>(from, to, len),
+            129..=INLINE_COPY => {
+                ends::<4>(from, to, 128);
+                let done = len.saturating_sub(128).min(128);
+                // What is left is less than a half and ends with the last byte.
+                match done > 64 {
+                    true => ends::<4>(from.add(len - 128), to.add(len - 128), 128),
+                    false => ends::<2>(from.add(len - 64), to.add(len - 64), 64),
+                }
+            }
+            _ => ptr::copy_nonoverlapping(from, to, len),
+        }
+    }
+}
+
+/// Copies the first and the last `N` blocks of `len` bytes.
+///
+/// # Safety
+///
+/// As for [`copy`], and `len` is at least that of `N` blocks.
+#[inline(always)]
+unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
+    let last = len - N * BLOCK;
+    for start in [0, last] {
+        for block in 0..N {
+            let at = start + block * BLOCK;
+            // SAFETY: at + BLOCK <= len.
+            unsafe {
+                to.add(at)
+                    .cast::<Block>()
+                    .write(from.add(at).cast::<Block>().read())
+            };
+        }
+    }
 }
 
 #[cfg(test)]

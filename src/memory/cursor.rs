@@ -43,6 +43,15 @@ impl<'m> Cursor<'m> {
         }
     }
 
+    /// All of the `len` bytes at `addr`, if they lie together in one region.
+    #[inline(always)]
+    pub fn whole(&mut self, addr: GuestAddr, len: u32) -> Option<GuestSlice<'m>> {
+        match self.hit.whole(addr.0.wrapping_sub(self.hit.guest()), len) {
+            Some(slice) => Some(slice),
+            None => self.search(addr, len).filter(|slice| slice.len() == len),
+        }
+    }
+
     /// As [`Cursor::prefix`], of bytes that the device reads whatever the cursor is for: an indirect table.
     #[inline]
     pub fn readable_prefix(&mut self, addr: GuestAddr, len: u32) -> Option<GuestSlice<'m>> {

@@ -115,9 +115,7 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
     if flags != D::WRITE {
         return None;
     }
-    cursor
-        .prefix(desc.addr(), desc.len)
-        .filter(|slice| slice.len() == desc.len)
+    cursor.whole(desc.addr(), desc.len)
 }
 
 /// Asks for what a walk from this first descriptor will read next.
@@ -125,7 +123,7 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
 pub fn prefetch_second<R: DescRing>(ring: &R, index: u16, desc: &Desc, cursor: &mut Cursor<'_>) {
     if desc.has(VIRTQ_DESC_F_INDIRECT) {
         if let Some(table) = cursor.readable_prefix(desc.addr(), DESC_SIZE) {
-            table.prefetch_read(0..DESC_SIZE);
+            table.prefetch_read(0, DESC_SIZE - 1);
         }
     } else if desc.has(VIRTQ_DESC_F_NEXT) {
         ring.prefetch_desc(ring.following(index, desc));

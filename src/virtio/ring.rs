@@ -194,6 +194,12 @@ impl SplitMem {
             .load(Ordering::Relaxed)
     }
 
+    /// Asks for the line of `avail.idx` and `avail.flags`.
+    #[inline(always)]
+    pub fn prefetch_avail_idx(&self) {
+        cpu::prefetch_read(self.avail.as_ptr());
+    }
+
     /// `avail.flags`.
     #[inline]
     pub fn avail_flags(&self) -> u16 {
@@ -221,15 +227,13 @@ impl SplitMem {
     /// Writes the used entry that the free-running index `at` falls on. The driver may look at it once it is published.
     #[inline(always)]
     pub fn write_used(&self, at: u16, head: u16, len: u32) {
-        let elem = UsedElem {
-            id: u32::from(head),
-            len,
-        };
+        // `struct virtq_used_elem`, id and len, as one word.
+        let elem = (u64::from(head) | u64::from(len) << 32).to_le();
         let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
         crash::point();
         // A plain store, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
-        // SAFETY: the entry is inside the used ring, which is aligned to 4.
-        unsafe { self.used.as_ptr().add(entry).cast::<UsedElem>().write(elem) };
+        // SAFETY: the entry is inside the used ring. It is aligned to 4 only, as are all of its fields.
+        unsafe { self.used.as_ptr().add(entry).cast::<u64>().write_unaligned(elem) };
     }
 
     /// `used.idx`, of which we are the only writer but for whoever served this ring before.

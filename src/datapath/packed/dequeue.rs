@@ -1,10 +1,11 @@
 //! Out of the guest: a burst from a packed transmitq.
 
-use super::{broken, look, PackedRing};
-use crate::datapath::ahead::{burst, Plan};
+use super::{broken, look, PackedRing, Staged};
+use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::miss::Halt;
+use crate::datapath::offload::Offloads;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
@@ -24,11 +25,20 @@ impl<const SET: usize> PackedRing<SET> {
         let (mut left, mut frames, mut work, mut large) = (burst(slots.len()), 0, 0, 0);
         let mut fault = None;
         'burst: while left > 0 {
-            let ahead = look::<Readable>(mem, &mut cursor, at, left);
+            let ahead = look::<Readable, Bits<SET>>(mem, &mut cursor, at, left);
             if ahead.count == 0 {
                 break;
             }
-            for (id, plan) in ahead.chains() {
+            let done = straight::<SET>(
+                staged,
+                &ahead,
+                slots.get_mut(frames..).unwrap_or_default(),
+                offloads,
+            );
+            frames += done;
+            left -= burst(done);
+            at = at.advance(burst(done), mem.size());
+            for (id, plan) in ahead.chains().skip(done) {
                 let Some(slot) = slots.get_mut(frames) else {
                     break 'burst;
                 };
@@ -57,7 +67,7 @@ impl<const SET: usize> PackedRing<SET> {
                         break 'burst;
                     }
                     Ok((taken, descs)) => {
-                        frames += taken.count(slot, &mut tally);
+                        frames += taken.count(&mut tally);
                         at = at.advance(descs, mem.size());
                         left -= 1;
                     }
@@ -76,7 +86,12 @@ impl<const SET: usize> PackedRing<SET> {
         if let Some(reason) = fault {
             self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Read));
         }
-        self.finish(&tally, counters);
+        let count = || {
+            let moved = slots.get(..frames).unwrap_or_default();
+            tally.frames(moved.iter().map(RxSlot::frame));
+            tally
+        };
+        self.finish(count, counters);
         Burst {
             slots: frames,
             frames,
@@ -85,4 +100,30 @@ impl<const SET: usize> PackedRing<SET> {
             ..Burst::default()
         }
     }
+}
+
+/// The common case, in a loop of its own: frames from buffers in one piece. Says how many from the first on; what was done
+/// for the one behind them is to be done anew.
+#[inline(always)]
+fn straight<const SET: usize>(
+    staged: &mut Staged,
+    ahead: &Ahead<'_>,
+    slots: &mut [RxSlot<'_>],
+    offloads: &Offloads,
+) -> usize {
+    let mut done = 0;
+    let plans = ahead.plans().iter().zip(slots).zip(staged.spare());
+    for ((plan, slot), used) in plans {
+        match plan {
+            Plan::Direct(buffer) if take::<Bits<SET>>(*buffer, slot, offloads).is_frame() => {
+                // Length 0: the device wrote nothing into a buffer that it only reads.
+                let id = ahead.tags.get(done).copied().unwrap_or_default();
+                *used = Used { id, descs: 1, len: 0 };
+                done += 1;
+            }
+            _ => break,
+        }
+    }
+    staged.add_spare(done);
+    done
 }

@@ -35,7 +35,7 @@ impl<const SET: usize> PackedRing<SET> {
                 }
             }
         }
-        self.finish(&Tally::default(), counters);
+        self.finish(Tally::default, counters);
         Burst {
             frames: chains,
             halted: self.halt.is_some(),

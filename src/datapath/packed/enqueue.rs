@@ -2,7 +2,7 @@
 
 use super::dirty::PackedLog;
 use super::{broken, look, PackedRing, Staged};
-use crate::datapath::ahead::{burst, Plan};
+use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::{extra, Dirty};
@@ -23,20 +23,20 @@ impl<const SET: usize> PackedRing<SET> {
         let Some(mut cursor) = mem.mem().cursor_to_write(self.hint) else {
             return Burst::default();
         };
-        let mut ahead = look::<Writable>(mem, &mut cursor, first, burst(slots.len()));
+        let mut ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, first, burst(slots.len()));
         let (mut tally, mut outcome) = (Tally::default(), Burst::default());
+        let straight = straight::<SET>(staged, &ahead, slots, log);
+        (outcome.slots, outcome.frames) = (straight, straight);
         // Of the chains looked up, those that are used.
-        let (mut passed, mut work, mut fault) = (0_u16, 0, None);
-        let mut following = slots.iter().skip(1);
-        for slot in slots.iter().take(BURST) {
+        let (mut passed, mut work, mut fault) = (burst(straight), 0, None);
+        for slot in slots.iter().take(BURST).skip(straight) {
             let (frame, mark) = (slot.frame(), staged.mark());
             let at = first.advance(mark.descs, mem.size());
             if passed > 0 && usize::from(passed) >= ahead.count {
                 let left = burst(slots.len() - outcome.slots);
-                ahead = look::<Writable>(mem, &mut cursor, at, left);
+                ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, at, left);
                 passed = 0;
             }
-            own(ahead.chain(passed + 1), following.next());
             let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
             let put = if is_plain {
                 place::<SET>(
@@ -59,7 +59,7 @@ impl<const SET: usize> PackedRing<SET> {
             match put {
                 Ok(Put::Done(taken)) => {
                     if is_plain {
-                        tally.frame(frame);
+                        tally.count(frame, frame.len());
                     }
                     outcome.frames += 1;
                     // All chains looked up but the last are of one descriptor: the next begins where it was looked up.
@@ -93,12 +93,44 @@ impl<const SET: usize> PackedRing<SET> {
         if let Some(reason) = fault {
             self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Write));
         }
-        self.finish(&tally, counters);
+        let count = || {
+            tally.frames(slots.iter().take(straight).map(TxSlot::frame));
+            tally
+        };
+        self.finish(count, counters);
         Burst {
             halted: fault.is_some(),
             ..outcome
         }
     }
+}
+
+/// The common case, in a loop of its own: frames as they are, each into the one buffer looked up for it. Says how many
+/// from the first on; nothing is done for the one behind them.
+#[inline(always)]
+fn straight<const SET: usize>(
+    staged: &mut Staged,
+    ahead: &Ahead<'_>,
+    slots: &[TxSlot<'_>],
+    log: Option<&Dirty>,
+) -> usize {
+    let mut done = 0;
+    for ((slot, plan), used) in slots.iter().zip(ahead.plans()).zip(staged.spare()) {
+        own(ahead.plans().get(done + 1), slots.get(done + 1));
+        let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
+        let Plan::Direct(buffer) = plan else { break };
+        if !is_plain || !put::<Bits<SET>>(*buffer, slot.frame(), log) {
+            break;
+        }
+        *used = Used {
+            id: ahead.tags.get(done).copied().unwrap_or_default(),
+            descs: 1,
+            len: Bits::<SET>::HEADER + slot.len(),
+        };
+        done += 1;
+    }
+    staged.add_spare(done);
+    done
 }
 
 /// Puts a frame into the chain looked up for it or, if that is not enough or none was, into the chains from `at` on, which

@@ -231,15 +231,15 @@ impl<const SET: usize> Ring for PackedRing<SET> {
 }
 
 impl<const SET: usize> PackedRing<SET> {
-    /// Ends a burst: gives back what it staged, and calls the driver if it wants that. Counts `tally`.
+    /// Ends a burst: gives back what it staged, counts what `count` says, and calls the driver if it wants that.
     #[inline(always)]
-    fn finish(&mut self, tally: &Tally, counters: &Counters) {
-        counters.add(tally);
+    fn finish(&mut self, count: impl FnOnce() -> Tally, counters: &Counters) {
         let log = extra::<Bits<SET>, _>(&self.log);
         if let Some(log) = log {
             log.settle();
         }
         if self.staged.descs == 0 {
+            counters.add(&count());
             return log.map_or((), PackedLog::notify);
         }
         let (first, descs) = (self.next, self.staged.descs);
@@ -251,6 +251,8 @@ impl<const SET: usize> PackedRing<SET> {
             _ => self.staged.publish(&self.mem, first, log),
         }
         self.staged.rewind(Mark::default());
+        // Before the barrier, which waits for the driver's core to let go of the lines just written.
+        counters.add(&count());
         if self.call.is_possible() && self.wants_call(descs) {
             self.call.signal(counters);
         }
@@ -348,6 +350,22 @@ impl Staged {
             }
             _ => Err(ChainError::TooLong(size)),
         }
+    }
+
+    /// Room for chains of one descriptor each, see [`Staged::add_spare`].
+    #[inline(always)]
+    fn spare(&mut self) -> &mut [Used] {
+        let left = self.used.len().saturating_sub(usize::from(self.descs));
+        let spare = self.used.get_mut(self.count..).unwrap_or_default();
+        let room = spare.len().min(left);
+        spare.get_mut(..room).unwrap_or_default()
+    }
+
+    /// Stages the chains in the first `count` entries of [`Staged::spare`], which must hold chains of one descriptor.
+    #[inline(always)]
+    fn add_spare(&mut self, count: usize) {
+        self.count += count;
+        self.descs += burst(count);
     }
 
     #[inline(always)]
@@ -455,7 +473,7 @@ const STRIDE: u16 = 8;
 /// Looks up the available chains from position `at` on, at most `count`: up to the first that has several descriptors in
 /// the ring, since only a walk tells where the next one begins.
 #[inline(always)]
-fn look<'m, D: Direction>(
+fn look<'m, D: Direction, S: Set>(
     mem: &'m PackedMem,
     cursor: &mut Cursor<'m>,
     mut at: Position,
@@ -474,7 +492,7 @@ fn look<'m, D: Direction>(
         };
         mem.prefetch_line(at.advance(STRIDE.min(size), size).index);
         *tag = first.next;
-        *plan = Plan::new::<PackedMem, D>(mem, at.index, first, cursor);
+        *plan = Plan::new::<PackedMem, D, S>(mem, at.index, first, cursor);
         ahead.count += 1;
         if first.has(VIRTQ_DESC_F_NEXT) {
             break;

@@ -187,7 +187,7 @@ impl Queue {
         let mut tally = Tally::default();
         let fits = slot.set(&rarp::frame(mac));
         if fits {
-            tally.frame(slot.frame());
+            tally.frames([slot.frame()].into_iter());
         }
         self.counters.add(&tally);
         usize::from(fits)

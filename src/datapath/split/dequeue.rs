@@ -1,12 +1,13 @@
 //! Out of the guest: a burst from a split transmitq.
 
 use super::{beyond, look, SplitLog, SplitRing};
-use crate::datapath::ahead::{burst, Plan};
+use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
 use crate::datapath::frame::{gather, take, Taken, WORK};
 use crate::datapath::miss::Halt;
+use crate::datapath::offload::Offloads;
 use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
@@ -26,11 +27,18 @@ impl<const SET: usize> SplitRing<SET> {
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
             return Burst::default();
         };
-        let ahead = look::<Readable>(mem, &mut cursor, next, ready.min(burst(slots.len())));
+        let count = ready.min(burst(slots.len()));
+        let ahead = look::<Readable, Bits<SET>>(mem, &mut cursor, next, count);
         let mut tally = Tally::default();
-        let (mut chains, mut frames, mut work, mut large) = (0_u16, 0, 0, 0);
+        let mut frames = straight::<SET>(&ahead, slots, &self.offloads);
+        let (mut chains, mut work, mut large) = (burst(frames), 0, 0);
+        if !self.in_order {
+            for (at, head) in (0..chains).zip(&ahead.tags) {
+                give_back(mem, log, next.wrapping_add(at), *head);
+            }
+        }
         let mut fault = None;
-        for (head, plan) in ahead.chains() {
+        for (head, plan) in ahead.chains().skip(frames) {
             let Some(slot) = slots.get_mut(frames) else { break };
             let taken = match plan {
                 Plan::Direct(buffer) => Ok(take::<Bits<SET>>(buffer, slot, &self.offloads)),
@@ -45,7 +53,7 @@ impl<const SET: usize> SplitRing<SET> {
                     large = len;
                     break;
                 }
-                Ok(taken) => frames += taken.count(slot, &mut tally),
+                Ok(taken) => frames += taken.count(&mut tally),
                 Err(error) => {
                     slot.clear();
                     fault = Some(FaultReason::Chain {
@@ -74,7 +82,12 @@ impl<const SET: usize> SplitRing<SET> {
         if let Some(reason) = fault {
             self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Read));
         }
-        self.finish(chains, &tally, counters);
+        let count = || {
+            let moved = slots.get(..frames).unwrap_or_default();
+            tally.frames(moved.iter().map(RxSlot::frame));
+            tally
+        };
+        self.finish(chains, count, counters);
         Burst {
             slots: frames,
             frames,
@@ -83,6 +96,20 @@ impl<const SET: usize> SplitRing<SET> {
             ..Burst::default()
         }
     }
+}
+
+/// The common case, in a loop of its own: frames from buffers in one piece. Says how many from the first on; what was done
+/// for the one behind them is to be done anew.
+#[inline(always)]
+fn straight<const SET: usize>(ahead: &Ahead<'_>, slots: &mut [RxSlot<'_>], offloads: &Offloads) -> usize {
+    let mut done = 0;
+    for (plan, slot) in ahead.plans().iter().zip(slots) {
+        match plan {
+            Plan::Direct(buffer) if take::<Bits<SET>>(*buffer, slot, offloads).is_frame() => done += 1,
+            _ => break,
+        }
+    }
+    done
 }
 
 /// Writes a used entry. Length 0: the device wrote nothing into a buffer that it only reads.

@@ -11,7 +11,7 @@ use crate::virtio::chain::DescRing;
 impl<const SET: usize> SplitRing<SET> {
     /// Gives back all that is available now, at most a ring full. What the chains hold is nobody's business.
     pub(super) fn discard_ready(&mut self, counters: &Counters) -> Burst {
-        let ready = self.ready();
+        let ready = self.ready(u16::MAX);
         let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
         let mut chains = 0;
         while chains < ready {
@@ -28,7 +28,7 @@ impl<const SET: usize> SplitRing<SET> {
             }
             chains += 1;
         }
-        self.finish(chains, &Tally::default(), counters);
+        self.finish(chains, Tally::default, counters);
         Burst {
             frames: usize::from(chains),
             ..self.idle()

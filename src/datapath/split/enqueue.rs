@@ -2,7 +2,7 @@
 
 use super::dirty::SplitLog;
 use super::{beyond, look, SplitRing};
-use crate::datapath::ahead::{burst, Plan};
+use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
@@ -22,13 +22,14 @@ impl<const SET: usize> SplitRing<SET> {
         let Some(mut cursor) = mem.mem().cursor_to_write(self.hint) else {
             return Burst::default();
         };
-        let ahead = look::<Writable>(mem, &mut cursor, next, ready.min(burst(slots.len())));
+        let count = ready.min(burst(slots.len()));
+        let ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, next, count);
         let (mut tally, mut outcome) = (Tally::default(), Burst::default());
-        let (mut chains, mut work, mut fault) = (0_u16, 0, None);
-        let mut following = slots.iter().skip(1);
-        for slot in slots.iter().take(BURST) {
+        let straight = straight::<SET>(mem, next, &ahead, slots, log);
+        (outcome.slots, outcome.frames) = (straight, straight);
+        let (mut chains, mut work, mut fault) = (burst(straight), 0, None);
+        for slot in slots.iter().take(BURST).skip(straight) {
             let frame = slot.frame();
-            own(ahead.chain(chains + 1), following.next());
             let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
             let put = if is_plain {
                 let (at, left) = (next.wrapping_add(chains), ready - chains);
@@ -61,7 +62,7 @@ impl<const SET: usize> SplitRing<SET> {
             match put {
                 Ok(Put::Done(taken)) => {
                     if is_plain {
-                        tally.frame(frame);
+                        tally.count(frame, frame.len());
                     }
                     outcome.frames += 1;
                     chains += taken;
@@ -86,10 +87,61 @@ impl<const SET: usize> SplitRing<SET> {
         if let Some(reason) = fault {
             self.halt = Some(Halt::new(self.mem.mem(), reason, Access::Write));
         }
-        self.finish(chains, &tally, counters);
+        let count = || {
+            tally.frames(slots.iter().take(straight).map(TxSlot::frame));
+            tally
+        };
+        self.finish(chains, count, counters);
         Burst {
             halted: fault.is_some(),
             ..outcome
+        }
+    }
+}
+
+/// The common case, in a loop of its own: frames as they are, each into the one buffer looked up for it. Says how many
+/// from the first on; nothing is done for the one behind them.
+#[inline(always)]
+fn straight<const SET: usize>(
+    mem: &SplitMem,
+    mut at: u16,
+    ahead: &Ahead<'_>,
+    slots: &[TxSlot<'_>],
+    log: Option<&SplitLog>,
+) -> usize {
+    let mut done = 0;
+    for ((slot, head), plan) in slots.iter().zip(&ahead.tags).zip(ahead.plans()) {
+        own(ahead.plans().get(done + 1), slots.get(done + 1));
+        let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
+        let Plan::Direct(buffer) = plan else { break };
+        if !is_plain || !put::<Bits<SET>>(*buffer, slot.frame(), log.map(SplitLog::data)) {
+            break;
+        }
+        mem.write_used(at, *head, Bits::<SET>::HEADER + slot.len());
+        if let Some(log) = log {
+            log.wrote_used(at);
+        }
+        at = at.wrapping_add(1);
+        done += 1;
+    }
+    done
+}
+
+impl<const SET: usize> SplitRing<SET> {
+    /// Goes on with a burst for which the chains known of did not suffice: there may be more by now.
+    #[cold]
+    pub(super) fn enqueue_more(&mut self, first: Burst, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
+        let rest = slots.get(first.slots..).unwrap_or_default();
+        let known = self.avail.wrapping_sub(self.next);
+        let burst = match self.ready(u16::MAX) {
+            ready if ready > known => self.enqueue_ready(ready, rest, counters),
+            _ => self.idle(),
+        };
+        Burst {
+            slots: first.slots + burst.slots,
+            frames: first.frames + burst.frames,
+            invalid: first.invalid + burst.invalid,
+            ..burst
         }
     }
 }

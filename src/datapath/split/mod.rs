@@ -36,6 +36,8 @@ struct SplitRing<const SET: usize> {
     mem: SplitMem,
     /// The next avail entry to take, and the next used entry to write.
     next: u16,
+    /// The avail index as it was last seen: at most the ring's size ahead of `next`.
+    avail: u16,
     /// The region of the last buffer.
     hint: u16,
     vring: u16,
@@ -151,6 +153,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         mem,
         in_order,
         next,
+        avail: next,
         hint: 0,
         vring,
         call,
@@ -167,7 +170,7 @@ const RINGS: [fn(Parts) -> Box<dyn Ring>; SETS] = per_set!(boxed);
 impl<const SET: usize> Ring for SplitRing<SET> {
     #[inline]
     fn dequeue(&mut self, slots: &mut [RxSlot<'_>], counters: &Counters) -> Burst {
-        match self.ready() {
+        match self.ready(burst(slots.len())) {
             0 => self.idle(),
             ready => self.dequeue_ready(ready, slots, counters),
         }
@@ -175,9 +178,14 @@ impl<const SET: usize> Ring for SplitRing<SET> {
 
     #[inline]
     fn enqueue(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
-        match self.ready() {
-            0 => self.idle(),
+        let before = self.avail;
+        let burst = match self.ready(burst(slots.len())) {
+            0 => return self.idle(),
             ready => self.enqueue_ready(ready, slots, counters),
+        };
+        match burst.slots < slots.len().min(BURST) && !burst.halted && before == self.avail {
+            true => self.enqueue_more(burst, slots, counters),
+            false => burst,
         }
     }
 
@@ -257,15 +265,21 @@ impl<const SET: usize> Ring for SplitRing<SET> {
 }
 
 impl<const SET: usize> SplitRing<SET> {
-    /// Chains that may be taken: 0 also if the driver just broke the ring.
+    /// Chains that may be taken. Looks at the avail index only if that is not known of `wanted`: the driver writes that
+    /// line all the time. 0 also if the driver just broke the ring.
     #[inline(always)]
-    fn ready(&mut self) -> u16 {
+    fn ready(&mut self, wanted: u16) -> u16 {
+        let known = self.avail.wrapping_sub(self.next);
+        if known >= wanted {
+            return known;
+        }
         let avail = self.mem.avail_idx();
         let ready = avail.wrapping_sub(self.next);
         if ready > self.mem.size() {
             self.avail_jumped(avail);
             return 0;
         }
+        self.avail = avail;
         ready
     }
 
@@ -312,16 +326,16 @@ impl<const SET: usize> SplitRing<SET> {
         }
     }
 
-    /// Ends a burst that gives back `chains` chains, whose used entries are written: publishes them, and calls the
-    /// driver if it wants that. Counts `tally`.
+    /// Ends a burst that gives back `chains` chains, whose used entries are written: publishes them, counts what
+    /// `count` says, and calls the driver if it wants that.
     #[inline(always)]
-    fn finish(&mut self, chains: u16, tally: &Tally, counters: &Counters) {
-        counters.add(tally);
+    fn finish(&mut self, chains: u16, count: impl FnOnce() -> Tally, counters: &Counters) {
         let log = extra::<Bits<SET>, _>(&self.log);
         if let Some(log) = log {
             log.settle();
         }
         if chains == 0 {
+            counters.add(&count());
             return log.map_or((), SplitLog::notify);
         }
         let old = self.next;
@@ -333,6 +347,8 @@ impl<const SET: usize> SplitRing<SET> {
         if let (true, Some(track)) = (Bits::<SET>::EXTRA, &self.track) {
             track.published(self.next);
         }
+        // Before the barrier, which waits for the driver's core to let go of the lines just written.
+        counters.add(&count());
         if self.call.is_possible() && self.wants_call(old) {
             self.call.signal(counters);
         }
@@ -349,9 +365,16 @@ impl<const SET: usize> SplitRing<SET> {
 
 /// Looks up the `count` chains from avail index `next` on, which the driver made available.
 #[inline(always)]
-fn look<'m, D: Direction>(mem: &'m SplitMem, cursor: &mut Cursor<'m>, next: u16, count: u16) -> Ahead<'m> {
+fn look<'m, D: Direction, S: Set>(
+    mem: &'m SplitMem,
+    cursor: &mut Cursor<'m>,
+    next: u16,
+    count: u16,
+) -> Ahead<'m> {
     let mut ahead = Ahead::none();
     mem.prefetch_used(next, count);
+    // Where the driver says whether it wants a call.
+    mem.prefetch_avail_idx();
     for (at, head) in (0..count).zip(&mut ahead.tags) {
         *head = mem.avail_entry(next.wrapping_add(at));
         mem.prefetch_desc(*head);
@@ -359,7 +382,7 @@ fn look<'m, D: Direction>(mem: &'m SplitMem, cursor: &mut Cursor<'m>, next: u16,
     ahead.count = usize::from(count);
     for (head, plan) in ahead.tags.iter().zip(&mut ahead.plans).take(ahead.count) {
         *plan = match mem.desc(*head) {
-            Some(first) => Plan::new::<SplitMem, D>(mem, *head, first, cursor),
+            Some(first) => Plan::new::<SplitMem, D, S>(mem, *head, first, cursor),
             None => Plan::Beyond,
         };
     }
