@@ -60,6 +60,22 @@ fn a_full_ring_comes_out_in_order_in_bursts() {
 }
 
 #[test]
+fn a_burst_sees_buffers_made_available_behind_those_it_knew_of() {
+    let mut rig = Rig::with_room(Direction::Enqueue, SIZE, 512, MERGE);
+    rig.net.supply(40);
+    rig.net.driver.publish();
+    let small: Vec<_> = (0..8).map(|seed| frame(60, seed)).collect();
+    assert_eq!(rig.enqueue(&small).packets, 8);
+    // 32 are known, and enough for a burst of small frames; these take 40.
+    rig.net.supply(8);
+    rig.net.driver.publish();
+    let large: Vec<_> = (0..20).map(|seed| frame(600, seed)).collect();
+    assert_eq!(rig.enqueue(&large).packets, 20);
+    assert_eq!(rig.received(), [small, large].concat());
+    assert_eq!(rig.enqueue(&[frame(60, 1)]).packets, 0, "none is left");
+}
+
+#[test]
 fn in_order_one_used_entry_gives_back_what_a_burst_took() {
     let mut rig = Rig::tx(V1 | VIRTIO_F_IN_ORDER);
     for (round, count) in [3_u16, 32, 1, 20].into_iter().enumerate() {
