@@ -9,6 +9,8 @@
 //! `make bench`: with a table of ratios at the end, and the same as JSON in `target/bench/burst.json`.
 
 mod duel;
+#[path = "../../tests/common/frontend.rs"]
+mod frontend;
 mod guest;
 mod packets;
 mod plugin;

@@ -5,17 +5,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use dpdk_sys::rte_vhost_device_ops;
-use ovs_vhost::datapath::{RingConfig, BURST};
-use ovs_vhost::virtio::features::{Features, VIRTIO_F_RING_PACKED};
+use ovs_vhost::datapath::BURST;
 use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use std::os::fd::AsRawFd;
-
 use crate::duel::BackEnd;
+use crate::frontend::{fresh, info, start_ring};
 use crate::guest::Guest;
 use crate::packets::{why, Packet, Pool, COUNT};
 
@@ -65,7 +63,7 @@ pub struct Stock {
     path: CString,
     // Hangs up before the socket is unregistered.
     frontend: Option<Frontend>,
-    _events: [EventFd; 4],
+    _kicks: [EventFd; 2],
     _directory: TempDir,
 }
 
@@ -88,8 +86,8 @@ impl Stock {
             check("start", dpdk_sys::rte_vhost_driver_start(path.as_ptr()));
         }
         let mut frontend = Frontend::connect(&socket, 2).expect("rte_vhost listens");
-        let events = [(); 4].map(|()| EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
-        hand_over(&mut frontend, guest, &events).expect("rte_vhost takes the guest");
+        let kicks = [(); 2].map(|()| EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
+        hand_over(&mut frontend, guest, &kicks).expect("rte_vhost takes the guest");
         wait_until("the device runs", || {
             ENABLED.load(Ordering::Acquire) >= 2 && RUNNING.load(Ordering::Acquire) != NOBODY
         });
@@ -99,7 +97,7 @@ impl Stock {
             pool: pool.clone(),
             path,
             frontend: Some(frontend),
-            _events: events,
+            _kicks: kicks,
             _directory: directory,
         }
     }
@@ -118,7 +116,7 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// What QEMU does when a guest's driver is ready.
-fn hand_over(frontend: &mut Frontend, guest: &Guest, events: &[EventFd; 4]) -> vhost::Result<()> {
+fn hand_over(frontend: &mut Frontend, guest: &Guest, kicks: &[EventFd; 2]) -> vhost::Result<()> {
     frontend.set_owner()?;
     let offered = frontend.get_features()?;
     let wanted = guest.features.0 | PROTOCOL_FEATURES;
@@ -130,56 +128,16 @@ fn hand_over(frontend: &mut Frontend, guest: &Guest, events: &[EventFd; 4]) -> v
     frontend.set_protocol_features(protocol).expect("offered");
     frontend.set_features(wanted)?;
     let regions = guest.memory.regions();
-    let infos: Vec<_> = regions
-        .iter()
-        .map(|(desc, fd)| VhostUserMemoryRegionInfo {
-            guest_phys_addr: desc.guest.0,
-            memory_size: desc.size,
-            userspace_addr: desc.frontend.0,
-            mmap_offset: desc.mmap_offset,
-            mmap_handle: fd.as_raw_fd(),
-        })
-        .collect();
-    frontend.set_mem_table(&infos)?;
-    let [kick0, call0, kick1, call1] = events;
-    start_ring(frontend, &guest.receiveq, guest.features, kick0, call0)?;
-    start_ring(frontend, &guest.transmitq, guest.features, kick1, call1)?;
+    frontend.set_mem_table(&regions.iter().map(info).collect::<Vec<_>>())?;
+    for (ring, kick) in [&guest.receiveq, &guest.transmitq].into_iter().zip(kicks) {
+        start_ring(frontend, ring, fresh(guest.features), kick)?;
+    }
     for ring in [RECEIVEQ, TRANSMITQ] {
         frontend
             .set_vring_enable(usize::from(ring), true)
             .expect("a ring");
     }
     Ok(())
-}
-
-fn start_ring(
-    frontend: &Frontend,
-    ring: &RingConfig,
-    features: Features,
-    kick: &EventFd,
-    call: &EventFd,
-) -> vhost::Result<()> {
-    let index = usize::from(ring.index);
-    // A fresh packed ring has its wrap counters set.
-    let base = if features.contains(VIRTIO_F_RING_PACKED) {
-        0x8000
-    } else {
-        0
-    };
-    let addresses = VringConfigData {
-        queue_max_size: ring.size,
-        queue_size: ring.size,
-        flags: 0,
-        desc_table_addr: ring.desc.0,
-        avail_ring_addr: ring.driver.0,
-        used_ring_addr: ring.device.0,
-        log_addr: None,
-    };
-    frontend.set_vring_num(index, ring.size)?;
-    frontend.set_vring_base(index, base)?;
-    frontend.set_vring_addr(index, &addresses)?;
-    frontend.set_vring_kick(index, kick)?;
-    frontend.set_vring_call(index, call)
 }
 
 impl BackEnd for Stock {

@@ -20,7 +20,7 @@
 
 use std::sync::atomic::{fence, Ordering};
 
-use super::{mark_behind, resume};
+use super::{resume, staged::mark_behind};
 use crate::datapath::config::RingError;
 use crate::memory::InflightQueue;
 use crate::virtio::chain::{Chain, DescRing, Writable};

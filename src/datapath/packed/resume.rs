@@ -224,7 +224,7 @@ impl Scan {
     fn give_back(&self, mem: &PackedMem, chains: &[(u16, Used)]) {
         // Backwards, so that the driver sees nothing of them before the first.
         for (time, used) in chains.iter().rev() {
-            super::mark_behind(mem, self.at(*time), used.descs);
+            super::staged::mark_behind(mem, self.at(*time), used.descs);
             mem.publish_used(self.at(*time), *used);
         }
     }
