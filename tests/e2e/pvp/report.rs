@@ -2,19 +2,23 @@
 
 use std::fmt::Write;
 
-use super::sample::Sample;
+use super::sample::{Pair, Sample};
 use super::Side;
 
-/// All samples of one kind of rings and one size.
+/// All pairs of one kind of rings and one size.
 struct Row {
     rings: &'static str,
     size: u32,
-    stock: Vec<Sample>,
-    plugin: Vec<Sample>,
+    pairs: Vec<Pair>,
 }
 
 /// One of a sample's figures.
 type Figure = fn(&Sample) -> f64;
+
+/// How far apart the cores were at the begin of a sample, in nanoseconds.
+const DISTANCE: Figure = |sample| sample.distance[0].as_nanos() as f64;
+const CYCLES: Figure = |sample| sample.cycles;
+const MPPS: Figure = |sample| sample.mpps;
 
 /// All that was measured.
 #[derive(Default)]
@@ -30,44 +34,43 @@ struct Spread {
 }
 
 impl Report {
-    pub fn add(&mut self, rings: &'static str, size: u32, side: Side, sample: Sample) {
-        let known = self
-            .rows
-            .iter()
-            .position(|row| row.rings == rings && row.size == size);
-        let index = known.unwrap_or_else(|| {
-            self.rows.push(Row {
+    pub fn add(&mut self, rings: &'static str, size: u32, pair: Pair) {
+        let is_it = |row: &&mut Row| row.rings == rings && row.size == size;
+        match self.rows.iter_mut().find(is_it) {
+            Some(row) => row.pairs.push(pair),
+            None => self.rows.push(Row {
                 rings,
                 size,
-                stock: Vec::new(),
-                plugin: Vec::new(),
-            });
-            self.rows.len() - 1
-        });
-        let row = &mut self.rows[index];
-        match side {
-            Side::Stock => row.stock.push(sample),
-            Side::Plugin => row.plugin.push(sample),
+                pairs: vec![pair],
+            }),
         }
     }
 
     /// The rows of one kind of rings, with a head.
     pub fn table(&self, rings: &str) -> String {
         let mut text = format!(
-            "\n{:<16} {:>5}  {:>21}  {:>21}  {:>5}  {:>11}\n",
-            rings, "bytes", "stock cycles/packet", "plugin cycles/packet", "ratio", "Mpps"
+            "\n{rings:<16} {:>5}  {:>5}  {:>21}  {:>21}  {:>5}  {:>11}  {:>16}\n",
+            "bytes",
+            "pairs",
+            "stock cycles/packet",
+            "plugin cycles/packet",
+            "ratio",
+            "Mpps",
+            "core to core, ns"
         );
         for row in self.rows.iter().filter(|row| row.rings == rings) {
-            let (stock, plugin) = (row.cycles(Side::Stock), row.cycles(Side::Plugin));
-            let (stock_rate, rate) = (row.mpps(Side::Stock), row.mpps(Side::Plugin));
+            let of = |side, figure| row.spread(side, figure);
+            let (stock, plugin) = (of(Side::Stock, CYCLES), of(Side::Plugin, CYCLES));
             let _ = writeln!(
                 text,
-                "{:<16} {:>5}  {stock:>21}  {plugin:>21}  {:>5.2}  {:>5.2} {:>5.2}",
+                "{:<16} {:>5}  {:>5}  {stock:>21}  {plugin:>21}  {:>5.2}  {:>5.2} {:>5.2}  {:>16}",
                 "",
                 row.size,
-                stock.median / plugin.median,
-                stock_rate.median,
-                rate.median,
+                row.pairs.len(),
+                row.ratio(),
+                of(Side::Stock, MPPS).median,
+                of(Side::Plugin, MPPS).median,
+                of(Side::Plugin, DISTANCE),
             );
         }
         text
@@ -84,43 +87,48 @@ impl Report {
 }
 
 impl Row {
-    fn samples(&self, side: Side) -> &[Sample] {
-        match side {
-            Side::Stock => &self.stock,
-            Side::Plugin => &self.plugin,
-        }
+    fn values(&self, side: Side, figure: Figure) -> impl Iterator<Item = f64> + '_ {
+        self.pairs.iter().map(move |pair| match side {
+            Side::Stock => figure(&pair.stock),
+            Side::Plugin => figure(&pair.plugin),
+        })
     }
 
-    fn cycles(&self, side: Side) -> Spread {
-        Spread::of(self.samples(side).iter().map(|sample| sample.cycles))
+    fn spread(&self, side: Side, figure: Figure) -> Spread {
+        Spread::of(self.values(side, figure))
     }
 
-    fn mpps(&self, side: Side) -> Spread {
-        Spread::of(self.samples(side).iter().map(|sample| sample.mpps))
+    /// How many times the plugin's cycles those of the stock ports are: the median of the pairs.
+    fn ratio(&self) -> f64 {
+        Spread::of(
+            self.pairs
+                .iter()
+                .map(|pair| pair.stock.cycles / pair.plugin.cycles),
+        )
+        .median
     }
 
     fn json(&self) -> String {
-        let list = |side, get: Figure| {
+        let list = |side, figure| {
             let values: Vec<String> = self
-                .samples(side)
-                .iter()
-                .map(|sample| format!("{:.3}", get(sample)))
+                .values(side, figure)
+                .map(|value| format!("{value:.3}"))
                 .collect();
             values.join(", ")
         };
-        let cycles: Figure = |sample| sample.cycles;
-        let mpps: Figure = |sample| sample.mpps;
-        format!(
-            "{{\"rings\": \"{}\", \"bytes\": {}, \"ratio\": {:.3}, \
-             \"stock_cycles\": [{}], \"plugin_cycles\": [{}], \"stock_mpps\": [{}], \"plugin_mpps\": [{}]}}",
+        let mut text = format!(
+            "{{\"rings\": \"{}\", \"bytes\": {}, \"ratio\": {:.3}",
             self.rings,
             self.size,
-            self.cycles(Side::Stock).median / self.cycles(Side::Plugin).median,
-            list(Side::Stock, cycles),
-            list(Side::Plugin, cycles),
-            list(Side::Stock, mpps),
-            list(Side::Plugin, mpps),
-        )
+            self.ratio()
+        );
+        for (name, side) in [("stock", Side::Stock), ("plugin", Side::Plugin)] {
+            for (unit, figure) in [("cycles", CYCLES), ("mpps", MPPS), ("distance_ns", DISTANCE)] {
+                let _ = write!(text, ", \"{name}_{unit}\": [{}]", list(side, figure));
+            }
+        }
+        text.push('}');
+        text
     }
 }
 

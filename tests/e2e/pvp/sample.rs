@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 
+use super::distance;
 use crate::cases::world::{Kind, Port, World, PATIENCE};
 use crate::settings::Settings;
 use crate::testpmd::{Device, Rings, Testpmd};
@@ -30,6 +31,27 @@ pub struct Sample {
     pub cycles: f64,
     /// Million packets per second that it received.
     pub mpps: f64,
+    /// How far the cores were apart, before and after.
+    pub distance: [Duration; 2],
+}
+
+/// What both sides took for the same.
+#[derive(Clone, Copy)]
+pub struct Pair {
+    pub stock: Sample,
+    pub plugin: Sample,
+}
+
+impl Pair {
+    /// Whether the cores were equally far apart all the time.
+    pub fn is_even(&self) -> bool {
+        distance::are_alike(self.distances())
+    }
+
+    /// Before and after each sample.
+    pub fn distances(&self) -> impl Iterator<Item = Duration> + Clone {
+        self.stock.distance.into_iter().chain(self.plugin.distance)
+    }
 }
 
 /// Measures each of `sizes` for `seconds`.
@@ -66,6 +88,7 @@ pub fn run(
 fn measure(world: &World, testpmd: &mut Testpmd, frame: u32, seconds: u64) -> Result<Sample> {
     testpmd.command(&format!("set txpkts {frame}"), "testpmd> ")?;
     testpmd.command("set fwd io", "Set io packet forwarding mode")?;
+    let before = distance::measure();
     // Four bursts each way: the poll thread always finds some, and no ring ever overflows.
     testpmd.command("start tx_first 4", "packet forwarding")?;
     std::thread::sleep(WARM_UP);
@@ -75,12 +98,14 @@ fn measure(world: &World, testpmd: &mut Testpmd, frame: u32, seconds: u64) -> Re
     let stats = world.ovs.appctl("dpif-netdev/pmd-stats-show")?;
     let elapsed = start.elapsed();
     testpmd.command("stop", "Done.")?;
+    let distance = [before, distance::measure()];
     drain(world, testpmd)?;
     let packets = value(&stats, "packets received:")?;
     ensure!(packets > 1000.0, "only {packets} packets went round");
     Ok(Sample {
         cycles: value(&stats, "avg processing cycles per packet:")?,
         mpps: packets / elapsed.as_secs_f64() / 1e6,
+        distance,
     })
 }
 
