@@ -58,6 +58,7 @@ offload_to_packet(struct dp_packet *packet, const struct ovsv_offload *offload)
         dp_packet_hwol_set_tcp_seg(packet);
     }
 #ifdef DPDK_NETDEV
+    packet->mbuf.tx_offload = 0;
     packet->mbuf.l2_len = l3;
     packet->mbuf.l3_len = offload->csum_start - l3;
     if (offload->gso_type) {

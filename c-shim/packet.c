@@ -32,40 +32,56 @@ stash_put(struct packet_stash *stash, size_t index, struct dp_packet *packet)
 }
 
 #ifdef DPDK_NETDEV
-/* An mbuf comes reset, but for what only Open vSwitch knows of. */
-static inline void
-stash_put_mbuf(struct packet_stash *stash, size_t index, struct rte_mbuf *mbuf)
-{
-    struct dp_packet *packet = CONTAINER_OF(mbuf, struct dp_packet, mbuf);
+BUILD_ASSERT_DECL(offsetof(struct dp_packet, mbuf) == 0);
 
-    dp_packet_reset_cutlen(packet);
-    packet->packet_type = htonl(PT_ETH);
-    stash_put(stash, index, packet);
-}
-
+/* The mbufs stay as they came home, unread: where the bytes go is the same in
+ * all of a pool, and mbuf_arm() does the rest for those that get any. */
 static void
 stash_refill_from_pool(struct packet_stash *stash)
 {
-    struct rte_mempool *mp = stash->source.mp;
-    struct rte_mbuf *mbufs[NETDEV_MAX_BURST];
+    const struct packet_source *source = &stash->source;
+    size_t n = stash->first;
 
-    if (OVS_LIKELY(!rte_pktmbuf_alloc_bulk(mp, mbufs, stash->first))) {
-        for (size_t i = 0; i < stash->first; i++) {
-            stash_put_mbuf(stash, i, mbufs[i]);
+    if (OVS_UNLIKELY(rte_mempool_get_bulk(source->mp,
+                                          (void **) stash->packets, n))) {
+        /* Not a burst's worth is left: take what there is. */
+        for (n = 0; n < stash->first; n++) {
+            void **packet = (void **) &stash->packets[stash->first - n - 1];
+
+            if (rte_mempool_get(source->mp, packet)) {
+                break;
+            }
         }
-        stash->first = 0;
-        return;
     }
-
-    /* Not a burst's worth is left: take what there is. */
-    while (stash->first > 0) {
-        struct rte_mbuf *mbuf = rte_pktmbuf_alloc(mp);
-
-        if (!mbuf) {
-            break;
-        }
-        stash_put_mbuf(stash, --stash->first, mbuf);
+    stash->first -= n;
+    for (size_t i = stash->first; i < stash->first + n; i++) {
+        stash->slots[i] = (struct ovsv_rx_slot) {
+            .data = (uint8_t *) stash->packets[i] + source->mbuf_data,
+            .room = source->mbuf_room,
+        };
     }
+}
+
+/* Makes an mbuf that came straight out of its pool a packet of 'len' bytes.
+ *
+ * Whoever freed it left it direct, unshared and in one segment.  The rest of
+ * what rte_pktmbuf_reset() does is done here, while writing the length, except
+ * for 'tx_offload', which counts only where 'ol_flags' says so. */
+static inline void
+mbuf_arm(struct dp_packet *packet, uint32_t len)
+{
+    struct rte_mbuf *mbuf = &packet->mbuf;
+
+    mbuf->data_off = RTE_PKTMBUF_HEADROOM;
+    mbuf->port = RTE_MBUF_PORT_INVALID;
+    mbuf->ol_flags &= RTE_MBUF_F_EXTERNAL;
+    mbuf->packet_type = 0;
+    mbuf->pkt_len = len;
+    mbuf->data_len = len;
+    mbuf->vlan_tci = 0;
+    mbuf->vlan_tci_outer = 0;
+    dp_packet_reset_cutlen(packet);
+    packet->packet_type = htonl(PT_ETH);
 }
 #endif
 
@@ -182,6 +198,28 @@ ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
     return true;
 }
 
+/* The packet that packets[index] has become. */
+static inline struct dp_packet *
+stash_take(struct packet_stash *stash, size_t index)
+{
+    const struct ovsv_rx_slot *slot = &stash->slots[index];
+    struct dp_packet *packet = stash->packets[index];
+
+#ifdef DPDK_NETDEV
+    if (OVS_LIKELY(stash->source.kind == SOURCE_POOL)) {
+        mbuf_arm(packet, slot->len);
+    } else {
+        dp_packet_set_size(packet, slot->len);
+    }
+#else
+    dp_packet_set_size(packet, slot->len);
+#endif
+    if (OVS_UNLIKELY(slot->offload.flags)) {
+        offload_to_packet(packet, &slot->offload);
+    }
+    return packet;
+}
+
 /* Receives a burst into 'batch', which is empty.  Returns 0, or EAGAIN if
  * there was nothing.  A guest whose packets there is no memory for keeps them
  * in its ring: nothing is dropped here. */
@@ -203,15 +241,10 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
     if (!n) {
         return EAGAIN;
     }
-    for (size_t i = first; i < first + n; i++) {
-        const struct ovsv_offload *offload = &stash->slots[i].offload;
-
-        dp_packet_set_size(stash->packets[i], stash->slots[i].len);
-        if (OVS_UNLIKELY(offload->flags)) {
-            offload_to_packet(stash->packets[i], offload);
-        }
-        dp_packet_batch_add(batch, stash->packets[i]);
+    for (size_t i = 0; i < n; i++) {
+        batch->packets[i] = stash_take(stash, first + i);
     }
+    batch->count = n;
     stash->first += n;
 
     if (qfill) {
@@ -236,31 +269,47 @@ packet_flatten(const struct dp_packet *packet, void **buffer)
 #endif
 }
 
-static inline bool
-packets_are_mbufs(struct dp_packet *const *packets OVS_UNUSED,
-                  size_t n OVS_UNUSED)
-{
 #ifdef DPDK_NETDEV
+/* Whether 'packet' is one of 'mp' in the state in which a pool keeps its mbufs,
+ * so that there is nothing to do but to put it there. */
+static inline bool
+packet_is_home_ready(const struct dp_packet *packet,
+                     const struct rte_mempool *mp)
+{
+    const struct rte_mbuf *mbuf = &packet->mbuf;
+
+    return packet->source == DPBUF_DPDK
+           && mbuf->pool == mp
+           && rte_mbuf_refcnt_read(mbuf) == 1
+           && mbuf->nb_segs == 1
+           && !(mbuf->ol_flags & (RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT));
+}
+
+/* Frees packets of one pool in one go.  Returns false, having freed none, if
+ * they are not what that takes. */
+static bool
+packets_put_home(struct dp_packet **packets, size_t n)
+{
+    struct rte_mempool *mp = packets[0]->mbuf.pool;
+
     for (size_t i = 0; i < n; i++) {
-        if (packets[i]->source != DPBUF_DPDK) {
+        if (OVS_UNLIKELY(!packet_is_home_ready(packets[i], mp))) {
             return false;
         }
     }
+    rte_mempool_put_bulk(mp, (void **) packets, n);
     return true;
-#else
-    return false;
-#endif
 }
+#endif
 
 static void
 packets_delete(struct dp_packet **packets, size_t n)
 {
-    if (packets_are_mbufs(packets, n)) {
 #ifdef DPDK_NETDEV
-        rte_pktmbuf_free_bulk((struct rte_mbuf **) packets, n);
-#endif
+    if (OVS_LIKELY(packets_put_home(packets, n))) {
         return;
     }
+#endif
     for (size_t i = 0; i < n; i++) {
         dp_packet_delete(packets[i]);
     }

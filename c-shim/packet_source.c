@@ -271,6 +271,11 @@ packet_source_use_pool(struct packet_source *source, const char *port_name,
     new.pool = pool_get(port_name, room, topology->numa, share, &error);
     if (new.pool) {
         new.mp = new.pool->mp;
+        new.mbuf_data = sizeof(struct rte_mbuf)
+                        + rte_pktmbuf_priv_size(new.mp)
+                        + RTE_PKTMBUF_HEADROOM;
+        new.mbuf_room = rte_pktmbuf_data_room_size(new.mp)
+                        - RTE_PKTMBUF_HEADROOM;
         new.share = share;
     } else {
         shim_log(VLL_ERR, "Failed to create memory pool for netdev %s, with "

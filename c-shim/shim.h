@@ -65,6 +65,9 @@ struct packet_source {
     enum packet_source_kind kind;
     struct packet_pool *pool;   /* SOURCE_POOL only, with a share of it. */
     struct rte_mempool *mp;     /* Its mbufs. */
+    uint32_t mbuf_data;         /* From an mbuf to the first byte of a packet
+                                 * in it, in bytes. */
+    uint32_t mbuf_room;         /* Bytes from there on. */
     int share;                  /* mbufs of 'pool' that this port counts on. */
     uint32_t room;              /* Bytes that fit in a packet. */
     bool exhausted;             /* Held because there was no memory. */
