@@ -27,6 +27,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "memory/dirty_log.rs",
         "sets bits in memory shared with the front-end",
     ),
+    (
+        "memory/lost.rs",
+        "survives the loss of mapped memory: a signal handler",
+    ),
     ("memory/mapping.rs", "maps a front-end's memory"),
     ("memory/stitch.rs", "maps pages of a guest's ring a second time"),
     (

@@ -586,6 +586,63 @@ fn a_log_that_its_file_does_not_hold_ends_the_connection() {
     eventually("disconnected", || !port.connected());
 }
 
+#[test]
+fn a_front_end_that_cuts_its_memory_short_loses_its_connection_and_nobody_else_notices() {
+    let ((port, path), (beside, path_beside)) = (server("cut-short"), server("beside"));
+    let guest = Guest::connect(&path).up(&port, 1);
+    let neighbour = Guest::connect(&path_beside).up(&beside, 1);
+    receive(&port, &guest, 0x10_0000);
+
+    rustix::fs::ftruncate(&guest.memory, 0).expect("nobody sealed it");
+    // Both bursts touch what is gone.
+    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
+    port.burst(0);
+    eventually("disconnected", || !port.connected());
+    receive(&beside, &neighbour, 0x10_0000);
+
+    // Its next front-end finds it as if nothing had been.
+    let next = Guest::connect(&path).up(&port, 1);
+    receive(&port, &next, 0x10_0000);
+    assert!(beside.connected());
+}
+
+#[test]
+fn a_front_end_that_cuts_the_buffer_of_a_frame_out_of_its_memory_does_not_get_it_back() {
+    let (port, path) = server("cut-buffer");
+    let guest = Guest::connect(&path).up(&port, 1);
+    guest.give(0, 0x10_0000, true);
+    // The rings stay, the buffer goes.
+    rustix::fs::ftruncate(&guest.memory, 0x8_0000).expect("nobody sealed it");
+    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
+    eventually("disconnected", || !port.connected());
+    assert_eq!(guest.used(0), 0, "what is written after the loss stays here");
+}
+
+#[test]
+fn a_front_end_that_cuts_its_dirty_log_short_loses_its_connection() {
+    let (port, path) = server("cut-log");
+    let guest = Guest::connect(&path).up(&port, 1);
+    let log = dirty_log();
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: MEMORY as u64 / 4096 / 8,
+        mmap_offset: 64,
+        mmap_handle: log.as_raw_fd(),
+    };
+    guest.frontend.set_log_base(0, Some(region)).expect("an answer");
+    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
+    guest
+        .frontend
+        .set_features(features | 1 << 26)
+        .expect("VHOST_F_LOG_ALL");
+    (0..2)
+        .try_for_each(|ring| guest.set_vring_addr(ring, true))
+        .expect("addresses");
+    guest.frontend.get_features().expect("all is carried out");
+    rustix::fs::ftruncate(&log, 0).expect("nobody sealed it");
+    receive(&port, &guest, 0x10_0000);
+    eventually("disconnected", || !port.connected());
+}
+
 /// The types of the frames that come out of the guest, and where they come from.
 fn heard(port: &TestPort) -> Vec<(u16, [u8; 6])> {
     let of = |frame: Vec<u8>| {

@@ -84,6 +84,11 @@ impl DirtyLog {
         })
     }
 
+    /// Whether its file was cut short, and that was noticed.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
     /// Bytes in it.
     pub fn size(&self) -> u64 {
         self.mapping.size()

@@ -153,7 +153,7 @@ impl InflightMem {
         if mmap_offset % ALIGN != 0 {
             return Err(InflightError::Offset(mmap_offset));
         }
-        // A file that shrank under us would end the process. Files that cannot be sealed are trusted as guest memory is.
+        // A file that shrinks under us costs the front-end its connection: rather not.
         let _ = fcntl_add_seals(file, SealFlags::SHRINK);
         let range = RegionDesc {
             guest: GuestAddr(0),
@@ -163,6 +163,11 @@ impl InflightMem {
         };
         let mapping = Mapping::new(&range, file.as_fd())?;
         Ok(Self { mapping, desc })
+    }
+
+    /// Whether its file was cut short, and that was noticed.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
     }
 
     /// The part of vring `index`, which has `size` entries; `None` if the buffer has no such part.

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
 use super::error::MemError;
+use super::lost::{put_empty, Watch};
 use super::region::RegionDesc;
 
 /// Addresses of this process, as the kernel's interfaces write them: whole pages.
@@ -28,6 +29,8 @@ pub struct Mapping {
     length: usize,
     lead: usize,
     size: u64,
+    /// None in a value that is being dropped.
+    watch: Option<Watch>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; the value only holds its place.
@@ -82,12 +85,20 @@ impl Mapping {
         // A core dump of the switch holds no guest's memory. Kernels that cannot do it lose nothing else by it.
         // SAFETY: the range was mapped just now and nobody else knows it.
         unsafe { libc::madvise(base.as_ptr().cast(), length, libc::MADV_DONTDUMP) };
-        Ok(Self {
+        let mut mapping = Self {
             base,
             length,
             lead,
             size: desc.size,
-        })
+            watch: None,
+        };
+        let watch = Watch::on(base.as_ptr(), length).map_err(|error| MemError::Os {
+            what: "sigaction",
+            desc: *desc,
+            error,
+        })?;
+        mapping.watch = Some(watch);
+        Ok(mapping)
     }
 
     /// The first byte of the range asked for.
@@ -118,15 +129,13 @@ impl Mapping {
     ///
     /// The system's refusal; the file is mapped still.
     pub(super) fn cut_off(&self) -> io::Result<()> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        let base = self.base.as_ptr().cast();
-        // SAFETY: replaces exactly the mapping that this value owns by one of the same length and protection. Its
-        // bytes change, as a peer may change them at any time.
-        match unsafe { libc::mmap(base, self.length, protection, flags, -1, 0) } {
-            libc::MAP_FAILED => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+        // SAFETY: it is this value's own, of a file whose bytes its owner may change at any time.
+        unsafe { put_empty(self.base.as_ptr(), self.length) }
+    }
+
+    /// Whether an access found that the file was cut short. The mapping is empty memory since then.
+    pub(super) fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_lost)
     }
 
     /// Bytes in the range asked for.
@@ -137,6 +146,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First: what is mapped there next is somebody else's.
+        self.watch = None;
         // SAFETY: base and length are what mmap was given; whoever could point into it borrowed self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }

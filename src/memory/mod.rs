@@ -4,7 +4,7 @@
 //! [`Region`] maps one, [`MemTable`] is the immutable set of them, [`Cursor`] translates, and what comes
 //! out is a [`GuestSlice`]: bytes that are mapped, and that the guest may change at any time. Nothing
 //! here ever makes a Rust reference to them. What is written while a guest moves goes into a [`DirtyLog`]; a
-//! [`Userfault`] makes who touches a page that has not arrived yet wait for it.
+//! [`Userfault`] makes who touches a page that has not arrived yet wait for it; one that is taken away is [lost](MemTable::is_lost).
 
 #![deny(
     clippy::unwrap_used,
@@ -31,6 +31,7 @@ mod dirty_log;
 mod error;
 mod inflight;
 mod iotlb;
+mod lost;
 mod mapping;
 mod numa;
 mod region;
@@ -46,6 +47,7 @@ pub use dirty_log::{DirtyLog, LogError, LOG_PAGE, MAX_LOG_BYTES};
 pub use error::MemError;
 pub use inflight::{InflightDesc, InflightError, InflightLayout, InflightMem, InflightQueue};
 pub use iotlb::{Access, Iotlb, IovaRange, Miss, Translation, MAX_TRANSLATIONS};
+pub use lost::news as lost_news;
 pub use mapping::Mapping;
 pub use region::{Region, RegionDesc};
 pub use table::{MemTable, MAX_REGIONS};

@@ -6,6 +6,8 @@
 use std::io;
 use std::ptr::{self, NonNull};
 
+use super::lost::Watch;
+
 /// The pages that can be put together. A guest's memory in larger ones cannot.
 pub(super) const PAGE: usize = 4096;
 
@@ -22,6 +24,8 @@ pub(super) struct Stitch {
     /// Where each page lay when this was made.
     pages: Vec<usize>,
     base: NonNull<u8>,
+    /// None in a value that is being made or dropped.
+    watch: Option<Watch>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; the value only holds its place.
@@ -49,10 +53,11 @@ impl Stitch {
             )
         };
         let base = NonNull::new(base.cast::<u8>()).filter(|base| base.as_ptr().cast() != libc::MAP_FAILED);
-        let stitch = Self {
+        let mut stitch = Self {
             first,
             pages: pages.iter().map(|page| page.addr()).collect(),
             base: base.ok_or_else(io::Error::last_os_error)?,
+            watch: None,
         };
         for (number, page) in pages.into_iter().enumerate() {
             // SAFETY: number < pages.len(), so this is inside the mapping made just now.
@@ -67,6 +72,7 @@ impl Stitch {
         }
         // SAFETY: the range is this value's own. As for the guest's other mappings: not into a core dump.
         unsafe { libc::madvise(stitch.base.as_ptr().cast(), length, libc::MADV_DONTDUMP) };
+        stitch.watch = Some(Watch::on(stitch.base.as_ptr(), length)?);
         Ok(stitch)
     }
 
@@ -90,6 +96,11 @@ impl Stitch {
         (self.pages.len() * PAGE) as u64
     }
 
+    /// Whether an access found that the file behind a page was cut short.
+    pub(super) fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_lost)
+    }
+
     /// Where it is.
     pub(super) fn start(&self) -> *mut u8 {
         self.base.as_ptr()
@@ -98,6 +109,8 @@ impl Stitch {
 
 impl Drop for Stitch {
     fn drop(&mut self) {
+        // First: what is mapped there next is somebody else's.
+        self.watch = None;
         // SAFETY: base and length are what mmap was given; whoever could point into it borrowed self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.pages.len() * PAGE) };
     }

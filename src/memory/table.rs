@@ -78,6 +78,14 @@ impl MemTable {
         })
     }
 
+    /// Whether the file behind any of it was cut short, and that was noticed. There is empty memory in its place then, for
+    /// whoever is at it still; the front-end has lost its device.
+    pub fn is_lost(&self) -> bool {
+        let stitches = self.iommu.iter().flat_map(|seen| &seen.stitches);
+        self.regions.iter().any(|region| region.mapping().is_lost())
+            || stitches.into_iter().any(|stitched| stitched.stitch.is_lost())
+    }
+
     /// The same memory seen through an IOMMU. What a translation leads to where no region is, is left out.
     pub fn behind(&self, iotlb: &Iotlb) -> Self {
         let mut seen = Translated::default();

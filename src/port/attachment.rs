@@ -153,12 +153,22 @@ impl Attachment {
             Progress::Away => Ok(None),
             Progress::Back(desk, outcome) => {
                 self.desk = Whereabouts::Here(desk);
+                self.check_memory()?;
                 Ok(Some(outcome))
             }
             Progress::Lost(panic) => {
                 self.desk = Whereabouts::Gone;
                 Err(End::Panicked(panic))
             }
+        }
+    }
+
+    /// The end, if the front-end took away memory that is mapped here. Not while a message is being carried out elsewhere:
+    /// that is looked at when it is back.
+    pub(super) fn check_memory(&self) -> Result<(), End> {
+        match &self.desk {
+            Whereabouts::Here(desk) => desk.device.lost().map_or(Ok(()), |what| Err(End::CutShort(what))),
+            Whereabouts::Away(_) | Whereabouts::Gone => Ok(()),
         }
     }
 
@@ -312,6 +322,8 @@ pub(super) enum End {
     Left,
     #[error("{0}; closing the connection")]
     Refused(SessionError),
+    #[error("the file behind {0} was cut short; closing the connection")]
+    CutShort(&'static str),
     #[error("no thread to wait for the guest's memory: {0}; closing the connection")]
     NoThread(#[from] io::Error),
     /// In our own code: the port's end, as if it had been on the control thread.

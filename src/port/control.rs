@@ -17,6 +17,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{eventfd, EventfdFlags, Timespec};
 
+use crate::memory::lost_news;
 use crate::panics;
 
 use super::listener::Listener;
@@ -54,6 +55,7 @@ impl Control {
         let reactor = Reactor::new()?;
         reactor.add(wake.as_fd(), Source::Wake)?;
         reactor.add(reactor.watches.as_fd(), Source::Watches)?;
+        reactor.add_edges(lost_news()?, Source::Lost)?;
         let mut thread = ControlThread {
             reactor,
             inbox,
@@ -88,6 +90,8 @@ impl Control {
 pub(super) enum Source {
     Wake,
     Watches,
+    /// A mapping of some front-end's memory is lost.
+    Lost,
     Listener(PortId),
     Connection(PortId),
     /// The driver of this vring kicked.
@@ -101,6 +105,7 @@ impl Source {
         EventData::new_u64(match self {
             Source::Wake => 0,
             Source::Watches => 1,
+            Source::Lost => 6,
             Source::Listener(id) => id.0 << 11 | 2,
             Source::Connection(id) => id.0 << 11 | 3,
             Source::Kick(id, vring) => id.0 << 11 | u64::from(vring & 0xff) << 3 | 4,
@@ -117,6 +122,7 @@ impl Source {
             2 => Source::Listener(id),
             3 => Source::Connection(id),
             4 => Source::Kick(id, u16::from(vring)),
+            6 => Source::Lost,
             _ => Source::Backend(id),
         }
     }
@@ -232,6 +238,12 @@ impl ControlThread {
             Source::Watches => {
                 for id in self.reactor.watches.drain() {
                     self.with(id, |peer, reactor| peer.appeared(reactor, now));
+                }
+            }
+            Source::Lost => {
+                let everybody: Vec<PortId> = self.peers.keys().copied().collect();
+                for id in everybody {
+                    self.with(id, |peer, reactor| peer.check_memory(reactor, now));
                 }
             }
             Source::Listener(id) => self.with(id, |peer, reactor| peer.acceptable(reactor, now)),
@@ -382,6 +394,7 @@ mod tests {
         for source in [
             Source::Wake,
             Source::Watches,
+            Source::Lost,
             Source::Listener(id),
             Source::Connection(id),
             Source::Backend(id),

@@ -107,6 +107,17 @@ impl PortDevice {
         }
     }
 
+    /// What the front-end took away although it lent it to us, if anything.
+    pub(super) fn lost(&self) -> Option<&'static str> {
+        let lent = [
+            (self.memory.is_lost() || self.view.is_lost(), "guest memory"),
+            (self.in_flight.is_lost(), "the in-flight buffer"),
+            (self.migration.is_lost(), "the dirty log"),
+        ];
+        lent.into_iter()
+            .find_map(|(is_lost, what)| is_lost.then_some(what))
+    }
+
     /// Tells the front-end, through the err descriptor it gave for it, that a vring is broken.
     pub(super) fn signal_error(&self, index: usize) {
         if let Some(err) = self.vrings.get(index).and_then(|v| v.err.as_ref()) {

@@ -34,6 +34,11 @@ impl InFlight {
         Ok(InFlight(Some(Arc::new(mem))))
     }
 
+    /// Whether the front-end took it away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.0.as_ref().is_some_and(|mem| mem.is_lost())
+    }
+
     /// The part of a vring of `size` entries; none if there is no buffer, or if that has no such part.
     pub(super) fn part(&self, index: u16, size: u16, features: Features) -> Option<InflightQueue> {
         self.0.as_ref()?.queue(index, size, layout(features))

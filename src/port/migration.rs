@@ -33,6 +33,11 @@ impl Migration {
         Ok(())
     }
 
+    /// Whether the front-end took the log away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.is_lost())
+    }
+
     /// Signals this when pages were logged (SET_LOG_FD).
     pub(super) fn set_notify(&mut self, fd: OwnedFd) {
         self.notify = Some(Arc::new(fd));

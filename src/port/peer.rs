@@ -153,6 +153,15 @@ impl Peer {
         self.happened(Event::Tick, reactor, now);
     }
 
+    /// Somebody's memory is gone: ends the connection if it was this front-end's.
+    pub(super) fn check_memory(&mut self, reactor: &mut Reactor, now: Instant) {
+        let checked = self.attachment.as_ref().map_or(Ok(()), Attachment::check_memory);
+        if let Err(end) = checked {
+            vhost_config!(self, now, end.level(), "{end}");
+            self.happened(Event::Lost, reactor, now);
+        }
+    }
+
     /// The driver of a ring that nobody polls has something for it.
     pub(super) fn kicked(&mut self, vring: u16, now: Instant) {
         if let Some(attachment) = &mut self.attachment {

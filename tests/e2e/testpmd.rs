@@ -91,6 +91,11 @@ impl Testpmd {
             .with_context(|| format!("testpmd: {command}"))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Counters of a port, as its driver keeps them.
     pub fn counters(&mut self, port: usize) -> Result<Counters> {
         let text = self.command(&format!("show port stats {port}"), "Tx-pps:")?;

@@ -7,6 +7,7 @@ mod dpdk;
 mod fault;
 mod hotplug;
 mod iommu;
+mod lost;
 mod migration;
 mod numbered;
 mod offload;
@@ -169,6 +170,11 @@ const CASES: &[Case] = &[
         "vm/dpdk/init-at-run-time",
         &[Need::Guests, Need::Hugepages],
         vm::dpdk_init_at_run_time,
+    ),
+    plugin(
+        "dpdk/memory-cut-short",
+        &[Need::Testpmd, Need::Guests],
+        lost::under_traffic,
     ),
     plugin("iommu/split", &[Need::Guests], iommu::split),
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
