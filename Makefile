@@ -19,7 +19,7 @@ E2E = $(CARGO) test -q --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-vm bench bench-pvp fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-vm bench bench-pvp bench-control fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ bench: cargo ## Our bursts beside those of DPDK's vhost library, in nanoseconds 
 bench-pvp: build ## Cycles per packet in a real switch, the plugin against the stock ports
 	@.ci/deps.sh test
 	$(E2E_ENV) $(E2E) pvp --json target/bench/pvp.json $(RINGS)
+
+bench-control: build ## Reconnects by the hundred, memory per port, ports that come and go beside running ones
+	@.ci/deps.sh test
+	$(E2E_ENV) $(E2E) control --json target/bench/control.json $(PORTS)
 
 fmt: cargo ## Format the sources
 	$(CARGO) fmt --all

@@ -2,6 +2,7 @@
 //! away. Enough to take a port through connect and disconnect hundreds of times in a few seconds.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -92,6 +93,12 @@ impl Listener {
             },
         )?;
         Frontend::new(stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

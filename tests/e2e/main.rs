@@ -5,6 +5,7 @@
 //! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
 //! e2e demo                   what `make demo` runs
 //! e2e pvp [RINGS...]         what `make bench-pvp` runs
+//! e2e control                what `make bench-control` runs
 //! e2e guest SOCKET COMMAND   run a command in a guest that `KEEP=1 e2e demo` left up
 //! ```
 //!
@@ -15,6 +16,7 @@
 
 mod announcement;
 mod cases;
+mod control;
 mod demo;
 mod evidence;
 mod frontend;
@@ -32,6 +34,7 @@ mod process;
 mod pvp;
 mod qmp;
 mod settings;
+mod sides;
 mod stream;
 mod tcp;
 mod testpmd;
@@ -52,13 +55,14 @@ fn main() -> ExitCode {
         Some("demo") => demo::main(&settings),
         Some(demo::HOLD) => demo::hold(&settings),
         Some("pvp") => pvp::main(&settings, &arguments[1..]),
+        Some("control") => control::main(&settings, &arguments[1..]),
         Some("guest") => guest(&arguments[1..]),
         Some("--list") => {
             cases::list(&settings, &arguments[1..]);
             ExitCode::SUCCESS
         }
         Some(option) if option.starts_with('-') => {
-            eprintln!("usage: e2e [--list] [FILTER...] | e2e demo | e2e guest SOCKET COMMAND");
+            eprintln!("usage: e2e [--list] [FILTER...] | e2e demo | e2e pvp | e2e control | e2e guest SOCKET COMMAND");
             ExitCode::from(2)
         }
         _ => cases::run(&settings, &arguments),

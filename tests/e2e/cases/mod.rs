@@ -2,6 +2,7 @@
 //! not hold; what it cannot run without stands in the table, so a skip always has a reason.
 
 mod bad_input;
+mod bench;
 mod bridged;
 mod dpdk;
 mod fault;
@@ -171,6 +172,8 @@ const CASES: &[Case] = &[
         &[Need::Guests, Need::Hugepages],
         vm::dpdk_init_at_run_time,
     ),
+    plugin("bench/pvp", &[Need::Testpmd, Need::Hugepages], bench::pvp),
+    plugin("bench/control", &[Need::Testpmd, Need::Hugepages], bench::control),
     plugin(
         "dpdk/memory-cut-short",
         &[Need::Testpmd, Need::Guests],

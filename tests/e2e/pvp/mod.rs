@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::{ensure, Context, Result};
 
 use crate::settings::{Need, Settings};
+use crate::sides::Side;
 use crate::testpmd::Rings;
 use crate::{turn, wait};
 use report::Report;
@@ -62,25 +63,17 @@ const SHAPES: [Shape; 4] = [
     },
 ];
 
-/// How often a pair is measured again that the host has spoilt, before there is one less.
-const ATTEMPTS: u32 = 4;
-
-/// Which ports serve.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Stock,
-    Plugin,
-}
-
-/// What the caller asks for.
-struct Plan {
-    pairs: usize,
-    seconds: u64,
+/// What is measured.
+pub struct Plan {
+    pub pairs: usize,
+    pub seconds: u64,
+    /// How often a pair is measured at most, where the host spoils it, before there is one less.
+    pub attempts: u32,
     /// Packets of this size only.
-    bytes: Option<u32>,
-    json: Option<String>,
-    /// Parts of the names of shapes.
-    filters: Vec<String>,
+    pub bytes: Option<u32>,
+    pub json: Option<String>,
+    /// Names of shapes; none: all.
+    pub filters: Vec<String>,
 }
 
 impl Plan {
@@ -88,6 +81,7 @@ impl Plan {
         let mut plan = Plan {
             pairs: 5,
             seconds: 3,
+            attempts: 4,
             bytes: None,
             json: None,
             filters: Vec::new(),
@@ -123,7 +117,7 @@ pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match run(settings, &plan) {
+    match turn::take(|text| eprintln!("{text}")).and_then(|_turn| run(settings, &plan)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -132,7 +126,8 @@ pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
     }
 }
 
-fn run(settings: &Settings, plan: &Plan) -> Result<()> {
+/// Measures what `plan` says, both sides in turn.
+pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
     for need in [Need::Switch, Need::Testpmd] {
         if let Some(reason) = need.missing(settings) {
             anyhow::bail!("cannot measure: {reason}");
@@ -142,7 +137,6 @@ fn run(settings: &Settings, plan: &Plan) -> Result<()> {
         !settings.stock(),
         "E2E_PLUGIN=none: nothing to compare the stock ports with"
     );
-    let _turn = turn::take(|text| eprintln!("{text}"))?;
     let mut report = Report::default();
     let shapes: Vec<&Shape> = SHAPES.iter().filter(|shape| plan.wants(shape)).collect();
     ensure!(
@@ -170,7 +164,7 @@ fn run(settings: &Settings, plan: &Plan) -> Result<()> {
 /// Adds one pair for each size to the report, of samples taken at one distance of the cores if the host grants it.
 fn measure_pair(settings: &Settings, plan: &Plan, shape: &Shape, report: &mut Report) -> Result<()> {
     let mut sizes = plan.sizes(shape);
-    for attempt in 1..=ATTEMPTS {
+    for attempt in 1..=plan.attempts {
         let side = |side: Side| {
             ensure!(!wait::interrupted(), "interrupted");
             measure(settings, shape, &sizes, side, plan.seconds)
@@ -184,12 +178,10 @@ fn measure_pair(settings: &Settings, plan: &Plan, shape: &Shape, report: &mut Re
                 report.add(shape.name, *size, pair);
             } else {
                 eprintln!(
-                    "{}, {size} bytes: the host moved a core, {}; attempt {attempt} of {ATTEMPTS}",
+                    "{}, {size} bytes: the host moved a core ({}), attempt {attempt} of {}",
                     shape.name,
-                    pair.distances()
-                        .map(|d| format!("{} ns", d.as_nanos()))
-                        .collect::<Vec<_>>()
-                        .join(" "),
+                    pair.told_distances(),
+                    plan.attempts,
                 );
                 left.push(*size);
             }
@@ -209,19 +201,6 @@ fn measure(
     side: Side,
     seconds: u64,
 ) -> Result<Vec<Sample>> {
-    let mut settings = settings.clone();
-    if side == Side::Stock {
-        settings.plugin = None;
-    }
     let dir = tempfile::Builder::new().prefix("ovs-pvp-").tempdir()?;
-    sample::run(&settings, dir.path(), shape, sizes, seconds)
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::Stock => "stock",
-            Side::Plugin => "plugin",
-        }
-    }
+    sample::run(&side.settings(settings), dir.path(), shape, sizes, seconds)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::sample::{Pair, Sample};
-use super::Side;
+use crate::sides::{Side, Spread};
 
 /// All pairs of one kind of rings and one size.
 struct Row {
@@ -24,13 +24,6 @@ const MPPS: Figure = |sample| sample.mpps;
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
-}
-
-/// Least, middle and greatest of some samples.
-struct Spread {
-    least: f64,
-    median: f64,
-    greatest: f64,
 }
 
 impl Report {
@@ -129,29 +122,5 @@ impl Row {
         }
         text.push('}');
         text
-    }
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let middle = values.len() / 2;
-        Spread {
-            least: at(0),
-            median: match values.len() % 2 {
-                0 => (at(middle.wrapping_sub(1)) + at(middle)) / 2.0,
-                _ => at(middle),
-            },
-            greatest: at(values.len().wrapping_sub(1)),
-        }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = format!("{:.0} ({:.0}-{:.0})", self.median, self.least, self.greatest);
-        f.pad(&text)
     }
 }

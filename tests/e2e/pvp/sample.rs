@@ -48,8 +48,14 @@ impl Pair {
         distance::are_alike(self.distances())
     }
 
+    /// The same for people.
+    pub fn told_distances(&self) -> String {
+        let texts: Vec<String> = self.distances().map(|d| format!("{} ns", d.as_nanos())).collect();
+        texts.join(", ")
+    }
+
     /// Before and after each sample.
-    pub fn distances(&self) -> impl Iterator<Item = Duration> + Clone {
+    fn distances(&self) -> impl Iterator<Item = Duration> + Clone {
         self.stock.distance.into_iter().chain(self.plugin.distance)
     }
 }

@@ -1,0 +1,27 @@
+//! The benches that need a switch, in short: that both sides do what is measured, not how fast.
+
+use anyhow::Result;
+
+use super::Ctx;
+use crate::{control, pvp};
+
+pub fn pvp(ctx: &Ctx) -> Result<()> {
+    let plan = pvp::Plan {
+        pairs: 1,
+        seconds: 1,
+        attempts: 1,
+        bytes: Some(64),
+        json: None,
+        filters: vec!["split-mergeable".into()],
+    };
+    pvp::run(&ctx.settings, &plan)
+}
+
+pub fn control(ctx: &Ctx) -> Result<()> {
+    let plan = control::Plan {
+        pairs: 1,
+        crowds: vec![20],
+        json: None,
+    };
+    control::run(&ctx.settings, &plan)
+}

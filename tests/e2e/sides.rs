@@ -1,0 +1,64 @@
+//! What benches have in common: two sides that take turns, and what many samples say together.
+
+use std::fmt;
+
+use crate::settings::Settings;
+
+/// Which ports serve.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Stock,
+    Plugin,
+}
+
+impl Side {
+    /// Both, in the order in which they take turns.
+    pub const BOTH: [Side; 2] = [Side::Stock, Side::Plugin];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Stock => "stock",
+            Side::Plugin => "plugin",
+        }
+    }
+
+    /// The caller's settings, for this side.
+    pub fn settings(self, settings: &Settings) -> Settings {
+        let plugin = settings.plugin.clone().filter(|_| self == Side::Plugin);
+        Settings {
+            plugin,
+            ..settings.clone()
+        }
+    }
+}
+
+/// Least, middle and greatest of some samples.
+pub struct Spread {
+    least: f64,
+    pub median: f64,
+    greatest: f64,
+}
+
+impl Spread {
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let middle = values.len() / 2;
+        Spread {
+            least: at(0),
+            median: match values.len() % 2 {
+                0 => (at(middle.wrapping_sub(1)) + at(middle)) / 2.0,
+                _ => at(middle),
+            },
+            greatest: at(values.len().wrapping_sub(1)),
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.0} ({:.0}-{:.0})", self.median, self.least, self.greatest);
+        f.pad(&text)
+    }
+}
