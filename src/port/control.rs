@@ -4,7 +4,7 @@
 //! Main sends it commands; poll threads poke it when a ring breaks or misses an address. It takes no lock that another
 //! thread holds for longer than it takes to copy a few words, and it never waits for Open vSwitch's RCU.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -276,8 +276,13 @@ impl ControlThread {
     fn woken(&mut self, now: Instant) {
         let mut count = [0u8; 8];
         let _ = rustix::io::read(&self.wake, &mut count);
+        let mut obeyed = false;
         while let Ok(command) = self.inbox.try_recv() {
             self.obey(command, now);
+            obeyed = true;
+        }
+        if obeyed {
+            self.allot(now);
         }
         let broken: Vec<PortId> = self
             .peers
@@ -325,7 +330,6 @@ impl ControlThread {
                     Some(path) => self.wanted.insert(id, path),
                     None => self.wanted.remove(&id),
                 };
-                self.allot(now);
             }
             Command::Remove(id) => {
                 self.wanted.remove(&id);
@@ -335,7 +339,6 @@ impl ControlThread {
                     let _ = catch_unwind(AssertUnwindSafe(|| peer.close(reactor, now)));
                 }
                 self.reactor.watches.forget(id);
-                self.allot(now);
             }
             Command::Poisoned(id) => self.drop_peer(id),
             #[cfg(feature = "fault-injection")]
@@ -355,32 +358,43 @@ impl ControlThread {
     /// Gives each client port its path, or nothing while another port has it: two ports on one socket
     /// would take turns at breaking each other's connection.
     fn allot(&mut self, now: Instant) {
-        let wanted: Vec<(PortId, PathBuf)> =
-            self.wanted.iter().map(|(id, path)| (*id, path.clone())).collect();
         // Those that lose or change their path go first, so that others find it free.
-        let unwanted: Vec<PortId> = self
-            .peers
-            .values()
-            .filter(|p| {
-                p.socket().is_some()
-                    && p.is_client()
-                    && self.wanted.get(&p.id()).map(|w| w.as_path()) != p.socket()
-            })
-            .map(Peer::id)
-            .collect();
-        for id in unwanted {
+        for id in self.unwanted() {
             self.with(id, |peer, reactor| peer.configure(None, reactor, now));
         }
-        for (id, path) in wanted {
-            let holder = self
-                .peers
-                .values()
-                .find(|p| p.id() != id && p.socket() == Some(&path));
-            match holder.map(|p| p.port().name().to_owned()) {
-                Some(holder) => self.with(id, |peer, _| peer.wait_for(&path, &holder, now)),
-                None => self.with(id, |peer, reactor| peer.configure(Some(path), reactor, now)),
+        let mut holders: HashMap<PathBuf, (PortId, String)> = self
+            .peers
+            .values()
+            .filter_map(|p| Some((p.socket()?.to_owned(), (p.id(), p.port().name().to_owned()))))
+            .collect();
+        let lacking: Vec<(PortId, PathBuf)> = self
+            .wanted
+            .iter()
+            .filter(|(id, path)| holders.get(*path).is_none_or(|(holder, _)| holder != *id))
+            .map(|(id, path)| (*id, path.clone()))
+            .collect();
+        for (id, path) in lacking {
+            match holders.get(&path) {
+                Some((_, holder)) => self.with(id, |peer, _| peer.wait_for(&path, holder, now)),
+                None => {
+                    let name = self.peers.get(&id).map(|p| p.port().name().to_owned());
+                    self.with(id, |peer, reactor| {
+                        peer.configure(Some(path.clone()), reactor, now)
+                    });
+                    holders.insert(path, (id, name.unwrap_or_default()));
+                }
             }
         }
+    }
+
+    /// Client ports that have a path which is not theirs any more.
+    fn unwanted(&self) -> Vec<PortId> {
+        let has_another = |p: &&Peer| {
+            p.is_client()
+                && p.socket().is_some()
+                && self.wanted.get(&p.id()).map(PathBuf::as_path) != p.socket()
+        };
+        self.peers.values().filter(has_another).map(Peer::id).collect()
     }
 }
 
