@@ -11,6 +11,7 @@
 #include "connectivity.h"
 #include "coverage.h"
 #include "dirs.h"
+#include "openvswitch/dynamic-string.h"
 #include "fatal-signal.h"
 #include "netdev-plugin.h"
 #include "seq.h"
@@ -104,6 +105,70 @@ ovsv_host_tx_contended(void)
     COVERAGE_INC(vhost_tx_contention);
 }
 
+/* ovs-appctl vhost-user/show and vhost-user/events. */
+
+struct description {
+    enum ovsv_topic topic;
+    bool json;
+    size_t n_ports;
+    struct ds text;
+};
+
+static void
+put_text(void *text, const char *s, size_t len)
+{
+    ds_put_buffer(text, s, len);
+}
+
+static void
+describe_cb(struct ovsv_port *port, void *description_)
+{
+    struct description *description = description_;
+
+    if (description->n_ports++) {
+        ds_put_cstr(&description->text, description->json ? ",\n " : "\n");
+    }
+    ovsv.port_describe(port, description->topic, description->json, put_text,
+                       &description->text);
+}
+
+/* Describes one port, or all.  'topic' is a pointer to an enum ovsv_topic. */
+static void
+describe(struct unixctl_conn *conn, int argc, const char *argv[], void *topic)
+{
+    struct description description = {
+        .topic = *(const enum ovsv_topic *) topic,
+        .text = DS_EMPTY_INITIALIZER,
+    };
+    const char *port = NULL;
+
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--json")) {
+            description.json = true;
+        } else if (!port) {
+            port = argv[i];
+        } else {
+            unixctl_command_reply_error(conn, "more than one port");
+            return;
+        }
+    }
+    if (description.json) {
+        ds_put_char(&description.text, '[');
+    }
+    if (!port) {
+        netdev_vhost_each_port(describe_cb, &description);
+    } else if (!netdev_vhost_with_port(port, describe_cb, &description)) {
+        unixctl_command_reply_error(conn, "no such vhost-user port");
+        ds_destroy(&description.text);
+        return;
+    }
+    if (description.json) {
+        ds_put_cstr(&description.text, "]\n");
+    }
+    unixctl_command_reply(conn, ds_cstr(&description.text));
+    ds_destroy(&description.text);
+}
+
 /* ovs-appctl vhost-user/inject-panic, in builds that can. */
 
 static const struct {
@@ -161,6 +226,12 @@ plugin_init(const struct smap *other_config)
     if (error) {
         return error;
     }
+    static enum ovsv_topic show = OVSV_SHOW, events = OVSV_EVENTS;
+
+    unixctl_command_register("vhost-user/show", "[--json] [port]", 0, 2,
+                             describe, &show);
+    unixctl_command_register("vhost-user/events", "[--json] [port]", 0, 2,
+                             describe, &events);
     if (ovsv.port_inject_panic) {
         unixctl_command_register("vhost-user/inject-panic",
                                  "port dequeue|enqueue|control", 2, 2,

@@ -174,6 +174,18 @@ netdev_vhost_reconfigure(struct netdev *netdev)
     return 0;
 }
 
+void
+netdev_vhost_each_port(void (*cb)(struct ovsv_port *, void *aux), void *aux)
+{
+    struct netdev_vhost *dev;
+
+    ovs_mutex_lock(&ports_mutex);
+    LIST_FOR_EACH (dev, node, &ports) {
+        cb(dev->port, aux);
+    }
+    ovs_mutex_unlock(&ports_mutex);
+}
+
 bool
 netdev_vhost_with_port(const char *name,
                        void (*cb)(struct ovsv_port *, void *aux), void *aux)

@@ -148,6 +148,12 @@ typedef void ovsv_text_cb(void *aux, const char *text, size_t len);
 typedef void ovsv_pair_cb(void *aux, const char *key, size_t key_len,
                           const char *value, size_t value_len);
 
+/* What can be told of a port at length. */
+enum ovsv_topic {
+    OVSV_SHOW,                  /* What it is and who is there. */
+    OVSV_EVENTS,                /* What happened to it. */
+};
+
 /* Takes one counter; 'name' is not terminated. */
 typedef void ovsv_counter_cb(void *aux, const char *name, size_t name_len,
                              uint64_t value);
@@ -200,6 +206,11 @@ struct ovsv_entries {
      * locks that are held briefly.  Panic: what came before it stands. */
     void (*port_status)(const struct ovsv_port *port,
                         ovsv_pair_cb *emit, void *aux);
+
+    /* Gives 'emit' a text about the port: lines, or with 'json' one JSON
+     * object.  Main; takes locks that are held briefly.  Panic: no text. */
+    void (*port_describe)(const struct ovsv_port *port, enum ovsv_topic topic,
+                          bool json, ovsv_text_cb *emit, void *aux);
 
     /* Reads the standard counters.  Any thread; takes locks that are held
      * briefly.  Panic: all zero. */

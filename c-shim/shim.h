@@ -33,6 +33,8 @@ void shim_log(enum vlog_level, const char *format, ...)
 int netdev_vhost_register(void);
 
 /* Calls 'cb' with the port of that name.  Returns false if there is none. */
+void netdev_vhost_each_port(void (*cb)(struct ovsv_port *, void *aux),
+                            void *aux);
 bool netdev_vhost_with_port(const char *name,
                             void (*cb)(struct ovsv_port *, void *aux),
                             void *aux);

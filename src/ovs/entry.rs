@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use ovs_sys::{
     netdev, ovsv_config, ovsv_counter_cb, ovsv_entries, ovsv_mode, ovsv_option, ovsv_pair_cb, ovsv_port,
-    ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topology, ovsv_tx_slot, packet_stash,
+    ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topic, ovsv_topology, ovsv_tx_slot,
+    packet_stash,
 };
 
 use super::convert::{self, Sink};
@@ -19,7 +20,7 @@ use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
 use crate::datapath::{Queue, RxSlot};
 use crate::panics;
-use crate::port::{postcopy_support, Environment, Port, Switches};
+use crate::port::{indented, postcopy_support, Environment, Port, Switches};
 
 /// The table for the shim. A row of another type than the header's does not compile.
 static ENTRIES: ovsv_entries = ovsv_entries {
@@ -32,6 +33,7 @@ static ENTRIES: ovsv_entries = ovsv_entries {
     port_set_up: Some(port_set_up),
     port_carrier: Some(port_carrier),
     port_status: Some(port_status),
+    port_describe: Some(port_describe),
     port_stats: Some(port_stats),
     port_custom_stats: Some(port_custom_stats),
     port_rxq_enabled: Some(port_rxq_enabled),
@@ -228,6 +230,26 @@ unsafe extern "C" fn port_custom_stats(port: *const ovsv_port, emit: ovsv_counte
             port.custom_stats(&mut |name, value| emit.counter(name, value))
         })
     }
+}
+
+unsafe extern "C" fn port_describe(
+    port: *const ovsv_port,
+    topic: ovsv_topic,
+    json: bool,
+    emit: ovsv_text_cb,
+    aux: *mut c_void,
+) {
+    let describe = |port: &Port| {
+        let tree = match topic {
+            ovsv_topic::OVSV_EVENTS => port.describe_events(),
+            _ => port.describe(),
+        };
+        let text = if json { tree.to_string() } else { indented(&tree) };
+        // SAFETY: C's callback, callable with `aux` during the call.
+        unsafe { Sink::new(emit, aux) }.text(&text);
+    };
+    // SAFETY: a port from C.
+    unsafe { on_port(port, describe) }
 }
 
 unsafe extern "C" fn port_rxq_enabled(port: *const ovsv_port, queue_id: u16) -> bool {

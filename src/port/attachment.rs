@@ -14,12 +14,14 @@ use crate::vhost_user::{
     Answer, BackendChannel, BackendError, Connection, Message, Next, Offer, Outcome, ProtocolFeatures,
     ReceiveError, Received, SendError, Session, SessionError,
 };
+use crate::virtio::features::Features;
 
 use super::control::{Reactor, Readiness, Source, Watched};
 use super::device::PortDevice;
 use super::drain::Drains;
 use super::errand::{Desk, Errand, Progress};
 use super::offer;
+use super::portrait::{Portrait, Visitor};
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
 
@@ -33,6 +35,8 @@ const MEM_SLOTS: u64 = 509;
 
 pub(super) struct Attachment {
     port: Arc<Port>,
+    visitor: Option<Visitor>,
+    offered: Features,
     connection: Connection,
     desk: Whereabouts,
     /// Where requests of ours go, once the front-end has said.
@@ -62,7 +66,7 @@ pub(super) struct Heard {
 }
 
 impl Attachment {
-    pub(super) fn new(stream: UnixStream, port: Arc<Port>) -> Attachment {
+    pub(super) fn new(stream: UnixStream, port: Arc<Port>, now: Instant) -> Attachment {
         let offer = Offer {
             features: offer::features(port.mode, port.switches).0,
             protocol_features: offer::protocol_features(
@@ -75,6 +79,8 @@ impl Attachment {
             mem_slots: MEM_SLOTS,
         };
         Attachment {
+            visitor: Visitor::of(&stream, now),
+            offered: Features(offer.features),
             connection: Connection::new(stream),
             desk: Whereabouts::Here(Box::new(Desk {
                 session: Session::new(offer),
@@ -94,6 +100,21 @@ impl Attachment {
             Whereabouts::Here(desk) => Some(&mut desk.device),
             Whereabouts::Away(_) | Whereabouts::Gone => None,
         }
+    }
+
+    /// What people are told of the front-end. None while a message is being carried out elsewhere.
+    pub(super) fn portrait(&self) -> Option<Portrait> {
+        let Whereabouts::Here(desk) = &self.desk else {
+            return None;
+        };
+        Some(Portrait {
+            visitor: self.visitor.clone(),
+            offered: self.offered,
+            acknowledged: desk.device.features(),
+            protocol: desk.session.protocol_features(),
+            regions: desk.device.regions(),
+            vrings: desk.device.vring_portraits(),
+        })
     }
 
     /// Takes one message and answers it. None: there is none, or not the whole of it, or one is being carried out.

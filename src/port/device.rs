@@ -28,6 +28,7 @@ use super::device_state::Moving;
 use super::in_flight::InFlight;
 use super::iommu::Iommu;
 use super::migration::Migration;
+use super::portrait::VringPortrait;
 use super::postcopy::Postcopy;
 use super::shared::{Link, Port};
 use super::MAX_QUEUE_PAIRS;
@@ -116,6 +117,30 @@ impl PortDevice {
         ];
         lent.into_iter()
             .find_map(|(is_lost, what)| is_lost.then_some(what))
+    }
+
+    /// What the driver acknowledged, once it has.
+    pub(super) fn features(&self) -> Option<Features> {
+        self.features
+    }
+
+    /// The guest's memory, as the front-end described it.
+    pub(super) fn regions(&self) -> Vec<RegionDesc> {
+        self.memory
+            .regions()
+            .iter()
+            .map(|region| *region.desc())
+            .collect()
+    }
+
+    /// The vrings that the front-end has spoken of.
+    pub(super) fn vring_portraits(&self) -> Vec<VringPortrait> {
+        let portrait = |vring: &Vring| VringPortrait {
+            size: vring.size,
+            enabled: vring.enabled,
+            running: vring.running,
+        };
+        self.vrings.iter().map(portrait).collect()
     }
 
     /// Tells the front-end, through the err descriptor it gave for it, that a vring is broken.

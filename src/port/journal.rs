@@ -2,9 +2,12 @@
 //! must not fill the host's disk. What was left out is counted and said as soon as there is room again.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::Level;
+
+use super::events::Events;
 
 /// Lines a port may write at once...
 const BURST: u32 = 200;
@@ -15,6 +18,8 @@ const REPORT: Duration = Duration::from_secs(10);
 
 pub(super) struct Journal {
     port: String,
+    /// These are kept whatever becomes of the lines.
+    events: Arc<Events>,
     budget: u32,
     earned_until: Instant,
     left_out: u64,
@@ -23,9 +28,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn new(port: &str, now: Instant) -> Journal {
+    pub(super) fn new(port: &str, events: Arc<Events>, now: Instant) -> Journal {
         Journal {
             port: port.to_owned(),
+            events,
             budget: BURST,
             earned_until: now,
             left_out: 0,
@@ -33,9 +39,11 @@ impl Journal {
         }
     }
 
-    /// Writes `line`, or counts it as left out.
+    /// Keeps `line` as an event, and writes it or counts it as left out.
     pub(super) fn write(&mut self, now: Instant, level: Level, line: fmt::Arguments<'_>) {
-        // Lines that the log would not take cost nothing.
+        let line = line.to_string();
+        self.events.add(now, level, line.clone());
+        // Lines that the log would not take cost no budget.
         if !log::log_enabled!(level) || !self.spend(now) {
             return;
         }
@@ -81,7 +89,7 @@ mod tests {
     #[test]
     fn a_flood_is_cut_to_the_budget_and_quiet_earns_it_back() {
         let start = Instant::now();
-        let mut journal = Journal::new("p", start);
+        let mut journal = Journal::new("p", Arc::default(), start);
         let passed = (0..10_000).filter(|_| journal.spend(start)).count();
         assert_eq!(passed, BURST as usize);
         assert_eq!(journal.left_out, 10_000 - u64::from(BURST));

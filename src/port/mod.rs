@@ -3,7 +3,7 @@
 //!
 //! Read in this order:
 //!
-//! * `options`, `lifecycle`, `tx_map`, `journal`: pure parts; time and bytes come in as arguments.
+//! * `options`, `lifecycle`, `tx_map`, `journal`, `events`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
 //! * `offer`: the features a port has.
@@ -15,6 +15,7 @@
 //! * `postcopy`: what they do while a guest runs whose memory is still arriving.
 //! * `errand`: one of them carried out on a thread of its own, when it may have to wait for such memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
+//! * `portrait`: what people are told of it; `describe`: how.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
@@ -26,10 +27,12 @@ mod config_space;
 mod connector;
 mod control;
 mod control_side;
+mod describe;
 mod device;
 mod device_state;
 mod drain;
 mod errand;
+mod events;
 mod in_flight;
 mod iommu;
 mod journal;
@@ -41,12 +44,14 @@ mod offer;
 mod options;
 mod peer;
 mod poll_side;
+mod portrait;
 mod postcopy;
 mod shared;
 mod stats;
 mod tx_map;
 mod watch;
 
+pub use describe::indented;
 pub use listener::ListenError;
 pub use offer::{features, protocol_features, Switches};
 pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};

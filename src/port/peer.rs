@@ -45,7 +45,7 @@ macro_rules! vhost_config {
 
 impl Peer {
     pub(super) fn new(port: Arc<Port>, listener: Option<Listener>, now: Instant) -> Peer {
-        let journal = Journal::new(port.name(), now);
+        let journal = Journal::new(port.name(), Arc::clone(&port.events), now);
         let life = Lifecycle::new(port.mode());
         Peer {
             port,
@@ -310,6 +310,9 @@ impl Peer {
             return;
         };
         attachment.settle_drains(reactor, now);
+        if let Some(portrait) = attachment.portrait() {
+            *self.port.portrait.lock() = Some(Arc::new(portrait));
+        }
         let Some(device) = attachment.device() else {
             return;
         };
@@ -414,7 +417,7 @@ impl Peer {
     }
 
     fn attach(&mut self, stream: UnixStream, reactor: &mut Reactor, now: Instant) {
-        let attachment = Attachment::new(stream, Arc::clone(&self.port));
+        let attachment = Attachment::new(stream, Arc::clone(&self.port), now);
         if let Err(error) = attachment.register(reactor, self.id()) {
             vhost_config!(self, now, Level::Error, "cannot serve the front-end: {error}");
             self.life.on(Event::Failed, now);
@@ -432,6 +435,7 @@ impl Peer {
             return;
         };
         attachment.unregister(reactor);
+        *self.port.portrait.lock() = None;
         let was_up = self.port.carrier();
         drop(attachment);
         if was_up {

@@ -15,9 +15,11 @@ use crate::virtio::features::Features;
 
 use super::announce::Guest;
 use super::control::{Command, Control};
+use super::events::Events;
 use super::listener::{ListenError, Listener, SocketFile};
 use super::offer::{self, Switches};
 use super::options::{socket_directory, Mode, Options};
+use super::portrait::Portrait;
 use super::stats::Drops;
 use super::tx_map::TxMap;
 use super::MAX_QUEUE_PAIRS;
@@ -168,6 +170,9 @@ pub struct Port {
     /// What the next reconfigure makes live. Main and the control thread write it.
     pub(super) requested: Mutex<Topology>,
     pub(super) link: Mutex<Link>,
+    /// The front-end, while there is one. The control thread writes it.
+    pub(super) portrait: Mutex<Option<Arc<Portrait>>>,
+    pub(super) events: Arc<Events>,
 }
 
 impl Port {
@@ -238,6 +243,8 @@ impl Port {
                 attached: false,
             }),
             link: Mutex::default(),
+            portrait: Mutex::default(),
+            events: Arc::default(),
         });
         env.control.send(Command::Add(Arc::clone(&port), listener));
         Ok(port)

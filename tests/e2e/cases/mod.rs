@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod bridged;
+mod describe;
 mod dpdk;
 mod fault;
 mod hotplug;
@@ -133,6 +134,7 @@ const CASES: &[Case] = &[
         &[Need::Guests, Need::NoDpdkTree],
         vm::no_dpdk_build,
     ),
+    plugin("vm/described", &[Need::Guests], describe::told_to_operators),
     plugin("vm/packed", &[Need::Guests], vm::packed),
     plugin(
         "vm/packed-vswitchd-killed",
