@@ -20,6 +20,8 @@ pub struct Device {
     pub path: PathBuf,
     /// testpmd listens: the peer of a dpdkvhostuserclient port.
     pub listens: bool,
+    /// Queue pairs.
+    pub queues: u16,
     /// What it negotiates.
     pub rings: Rings,
 }
@@ -77,6 +79,8 @@ impl Testpmd {
                     .map(|(index, device)| device.argument(index)),
             )
             .args(["--", "-i", "--forward-mode=io"]);
+        let queues = devices.iter().map(|device| device.queues).max().unwrap_or(1);
+        command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
         let (process, stdin) = Process::spawn_piped("dpdk-testpmd", command, &dir.join("testpmd.out"))?;
         let mut testpmd = Testpmd { process, stdin };
         testpmd.wait_printed(0, PROMPT)?;
@@ -124,9 +128,11 @@ impl Device {
             in_order,
         } = self.rings;
         let [mergeable, packed, in_order] = [mergeable, packed, in_order].map(u8::from);
-        let path = self.path.display();
+        let (path, queues) = (self.path.display(), self.queues);
+        // With more than one queue pair the driver says on the control queue how many it uses.
+        let control = if queues > 1 { ",cq=1" } else { "" };
         format!(
-            "--vdev=net_virtio_user{index},path={path}{server},queues=1,\
+            "--vdev=net_virtio_user{index},path={path}{server},queues={queues}{control},\
              mrg_rxbuf={mergeable},packed_vq={packed},in_order={in_order}"
         )
     }

@@ -83,6 +83,7 @@ fn packet_loop(ctx: &Ctx, kind: Kind, rings: Rings) -> Result<()> {
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: kind == Kind::Client,
+        queues: 1,
         rings,
     };
     let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;

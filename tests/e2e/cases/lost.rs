@@ -68,6 +68,7 @@ fn start_loop(world: &World, ports: &[Port; 2]) -> Result<Testpmd> {
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: true,
+        queues: 1,
         rings: RINGS,
     };
     let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;

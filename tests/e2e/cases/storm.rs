@@ -50,6 +50,7 @@ pub fn kill_storm(ctx: &Ctx) -> Result<()> {
         .map(|(port, rings)| Device {
             path: port.socket.clone(),
             listens: true,
+            queues: 1,
             rings,
         })
         .collect();

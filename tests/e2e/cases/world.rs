@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 
 use crate::hugepages::Hugepages;
 use crate::image;
@@ -179,17 +179,28 @@ impl World {
 
     /// Two ports for testpmd's two devices. It forwards on core 1: on the same core, both would only wait for their turn.
     pub fn testpmd_ports(&self, kind: Kind) -> Result<[Port; 2]> {
-        self.ovs
-            .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
-        Ok([self.add_port(kind, "vhost1")?, self.add_port(kind, "vhost2")?])
+        let ports = self.many_testpmd_ports(kind, 2)?;
+        ports.try_into().map_err(|_| anyhow!("not two ports"))
     }
 
-    /// Has the switch send what comes from either port to the other, and nothing anywhere else.
-    pub fn cross_connect(&self, [one, other]: &[Port; 2]) -> Result<()> {
+    /// `count` of them.
+    pub fn many_testpmd_ports(&self, kind: Kind, count: usize) -> Result<Vec<Port>> {
+        self.ovs
+            .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
+        (1..=count)
+            .map(|number| self.add_port(kind, &format!("vhost{number}")))
+            .collect()
+    }
+
+    /// Has the switch send what comes from a port to the one beside it, and nothing anywhere else: the first and the
+    /// second exchange packets, the third and the fourth, and so on.
+    pub fn cross_connect(&self, ports: &[Port]) -> Result<()> {
         self.ovs.ofctl("del-flows br0")?;
-        for (from, to) in [(one, other), (other, one)] {
-            let flow = format!("in_port={},actions=output:{}", from.name, to.name);
-            self.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
+        for pair in ports.chunks_exact(2) {
+            for (from, to) in pair.iter().zip(pair.iter().rev()) {
+                let flow = format!("in_port={},actions=output:{}", from.name, to.name);
+                self.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
+            }
         }
         Ok(())
     }

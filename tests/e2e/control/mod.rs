@@ -164,6 +164,7 @@ fn visitors(world: &mut World, side: Side, report: &mut Report) -> Result<()> {
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: true,
+        queues: 1,
         rings: Rings {
             mergeable: true,
             packed: false,

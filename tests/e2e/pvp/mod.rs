@@ -1,6 +1,6 @@
 //! `e2e pvp`: what a packet costs the poll thread, with the plugin and with the stock ports, side by side.
 //!
-//! A real switch with one poll thread and two dpdkvhostuserclient ports, testpmd bouncing packets between them from the
+//! A real switch with one poll thread and two or more dpdkvhostuserclient ports, testpmd bouncing packets between them from the
 //! other core: every packet crosses the poll thread twice a round, once out of a guest's ring and once into another.
 //! The same patched vswitchd runs once without the plugin and once with it, in turn, so that what the machine does
 //! meanwhile hits both alike; the median of the pairs' ratios is what counts, the figures themselves are this machine's. Where
@@ -29,21 +29,27 @@ const PLAIN: Rings = Rings {
     in_order: false,
 };
 
-/// What is measured: rings by name, with the sizes of the packets.
-const SHAPES: [Shape; 4] = [
+const TWO_PORTS: Shape = Shape {
+    name: "split",
+    rings: PLAIN,
+    ports: 2,
+    queues: 1,
+    sizes: &[64, 256, 512, 1518],
+};
+
+const MERGEABLE: Rings = Rings {
+    mergeable: true,
+    ..PLAIN
+};
+
+/// What is measured, by name, with the sizes of the packets.
+const SHAPES: [Shape; 6] = [
     Shape {
         name: "split-mergeable",
-        rings: Rings {
-            mergeable: true,
-            ..PLAIN
-        },
-        sizes: &[64, 256, 512, 1518],
+        rings: MERGEABLE,
+        ..TWO_PORTS
     },
-    Shape {
-        name: "split",
-        rings: PLAIN,
-        sizes: &[64, 256, 512, 1518],
-    },
+    TWO_PORTS,
     Shape {
         name: "in-order",
         rings: Rings {
@@ -51,15 +57,29 @@ const SHAPES: [Shape; 4] = [
             ..PLAIN
         },
         sizes: &[64, 512],
+        ..TWO_PORTS
     },
     Shape {
         name: "packed",
         rings: Rings {
             packed: true,
-            mergeable: true,
-            ..PLAIN
+            ..MERGEABLE
         },
-        sizes: &[64, 256, 512, 1518],
+        ..TWO_PORTS
+    },
+    Shape {
+        name: "two-queue-pairs",
+        rings: MERGEABLE,
+        queues: 2,
+        sizes: &[64],
+        ..TWO_PORTS
+    },
+    Shape {
+        name: "eight-ports",
+        rings: MERGEABLE,
+        ports: 8,
+        sizes: &[64],
+        ..TWO_PORTS
     },
 ];
 

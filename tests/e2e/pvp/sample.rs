@@ -15,6 +15,10 @@ use crate::wait;
 pub struct Shape {
     pub name: &'static str,
     pub rings: Rings,
+    /// Ports, of which every two exchange packets.
+    pub ports: usize,
+    /// Queue pairs of each.
+    pub queues: u16,
     /// Bytes, with the checksum that Ethernet has on a wire, as sizes are always given; it is not sent here.
     pub sizes: &'static [u32],
 }
@@ -69,14 +73,16 @@ pub fn run(
     seconds: u64,
 ) -> Result<Vec<Sample>> {
     let world = World::new(settings, dir, true)?;
-    let ports = world.testpmd_ports(Kind::Client)?;
+    let ports = world.many_testpmd_ports(Kind::Client, shape.ports)?;
     world.cross_connect(&ports)?;
     let device = |port: &Port| Device {
         path: port.socket.clone(),
         listens: true,
+        queues: shape.queues,
         rings: shape.rings,
     };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), dir)?;
+    let devices: Vec<Device> = ports.iter().map(device).collect();
+    let mut testpmd = Testpmd::start(&devices, dir)?;
     for port in &ports {
         world.ovs.wait_link(&port.name, true, PATIENCE)?;
         world.check_rings(port, shape.rings.packed, shape.rings.in_order)?;
