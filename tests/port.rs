@@ -1,31 +1,29 @@
 //! A whole port without Open vSwitch: its sockets, its control thread, its rings, driven by rust-vmm's
-//! `Frontend` and by front-ends that misbehave.
+//! `Frontend` and by front-ends that misbehave. In `port/`: that front-end, what it lends, and what is told of it.
 
 mod common;
+#[path = "port/describe.rs"]
+mod describe;
+#[path = "port/guest.rs"]
+mod guest;
+#[path = "port/memory.rs"]
+mod memory;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ovs_vhost::datapath::TxSlot;
 use ovs_vhost::port::{Mode, Port, Switches};
-use serde_json::json;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use common::{environment, eventually, Netdev, TestPort};
-
-const RING_SIZE: u16 = 256;
-const MEMORY: usize = 2 << 20;
-/// Guest memory from ring to ring.
-const RING_STRIDE: u64 = 0x4000;
-/// Where the front-end pretends to have the guest's memory mapped.
-const FRONTEND_BASE: u64 = 0x7f00_0000_0000;
+use guest::{Guest, MEMORY};
 
 impl TestPort {
     fn connect_to(&self, path: &Path) {
@@ -63,128 +61,6 @@ impl World {
         let port = client(name);
         port.connect_to(&self.path(name));
         port
-    }
-}
-
-/// A front-end that is rust-vmm's, with guest memory and eventfds.
-struct Guest {
-    frontend: Frontend,
-    memory: OwnedFd,
-    calls: Vec<EventFd>,
-}
-
-impl Guest {
-    /// A front-end on an established connection, before it has said anything.
-    fn on(stream: UnixStream) -> Guest {
-        let memory = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
-        rustix::fs::ftruncate(&memory, MEMORY as u64).expect("memory");
-        Guest {
-            frontend: Frontend::from_stream(stream, 256),
-            memory,
-            calls: Vec::new(),
-        }
-    }
-
-    fn connect(path: &Path) -> Guest {
-        Guest::on(UnixStream::connect(path).expect("a port that listens"))
-    }
-
-    /// With `pairs` queue pairs that run, the port says.
-    fn up(mut self, port: &TestPort, pairs: usize) -> Guest {
-        self.start(pairs).expect("negotiation");
-        eventually("connected", || port.connected());
-        self
-    }
-
-    /// All of the guest's memory.
-    fn region(&self) -> VhostUserMemoryRegionInfo {
-        VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: MEMORY as u64,
-            userspace_addr: FRONTEND_BASE,
-            mmap_offset: 0,
-            mmap_handle: self.memory.as_raw_fd(),
-        }
-    }
-
-    /// Says everything, in the order of rust-vmm's own users, up to `pairs` enabled queue pairs.
-    fn start(&mut self, pairs: usize) -> vhost::Result<()> {
-        self.negotiate()?;
-        self.frontend.set_mem_table(&[self.region()])?;
-        (0..2 * pairs).try_for_each(|index| self.start_ring(index))?;
-        // An answer says that all before it was carried out.
-        self.frontend.get_features().map(drop)
-    }
-
-    fn negotiate(&mut self) -> vhost::Result<()> {
-        self.frontend.set_owner()?;
-        let features = self.frontend.get_features()?;
-        let wanted = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
-        assert_eq!(features & wanted, wanted, "offered: {features:#x}");
-        let protocol = self.frontend.get_protocol_features()?;
-        let wanted_protocol = VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::LOG_SHMFD
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-        self.frontend.set_protocol_features(protocol & wanted_protocol)?;
-        assert_eq!(self.frontend.get_queue_num()?, 128);
-        self.frontend.set_features(wanted)
-    }
-
-    /// Where the rings are, and whether writes to them are logged.
-    fn set_vring_addr(&self, index: usize, logged: bool) -> vhost::Result<()> {
-        let ring = index as u64 * RING_STRIDE;
-        let config = VringConfigData {
-            queue_max_size: RING_SIZE,
-            queue_size: RING_SIZE,
-            flags: u32::from(logged),
-            desc_table_addr: FRONTEND_BASE + ring,
-            avail_ring_addr: FRONTEND_BASE + ring + 0x1000,
-            used_ring_addr: FRONTEND_BASE + ring + 0x2000,
-            log_addr: logged.then_some(ring + 0x2000),
-        };
-        self.frontend.set_vring_addr(index, &config)
-    }
-
-    fn write(&self, addr: u64, bytes: &[u8]) {
-        assert_eq!(
-            rustix::io::pwrite(&self.memory, bytes, addr).unwrap(),
-            bytes.len()
-        );
-    }
-
-    fn u16(&self, addr: u64) -> u16 {
-        let mut bytes = [0; 2];
-        rustix::io::pread(&self.memory, &mut bytes, addr).unwrap();
-        u16::from_le_bytes(bytes)
-    }
-
-    /// Frames that went through a ring.
-    fn used(&self, ring: usize) -> u16 {
-        self.u16(ring as u64 * RING_STRIDE + 0x2002)
-    }
-
-    /// Makes a buffer of 2048 bytes available, as descriptor 0, that the device writes or reads.
-    fn give(&self, ring: usize, addr: u64, write: bool) {
-        let base = ring as u64 * RING_STRIDE;
-        let flags = if write { 2_u64 } else { 0 };
-        self.write(base, &[addr, 2048 | flags << 32].map(u64::to_le_bytes).concat());
-        let idx = self.u16(base + 0x1002);
-        self.write(base + 0x1004 + 2 * u64::from(idx % RING_SIZE), &[0; 2]);
-        self.write(base + 0x1002, &(idx + 1).to_le_bytes());
-    }
-
-    fn start_ring(&mut self, index: usize) -> vhost::Result<()> {
-        let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-        let kick = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-        self.frontend.set_vring_num(index, RING_SIZE)?;
-        self.frontend.set_vring_base(index, self.used(index))?;
-        self.set_vring_addr(index, false)?;
-        self.frontend.set_vring_call(index, &call)?;
-        self.frontend.set_vring_kick(index, &kick)?;
-        self.frontend.set_vring_enable(index, true)?;
-        self.calls.push(call);
-        Ok(())
     }
 }
 
@@ -373,74 +249,6 @@ fn of_two_ports_with_one_path_the_second_waits_and_says_so() {
 }
 
 #[test]
-fn a_port_describes_its_front_end_while_it_has_one_and_its_past_always() {
-    let (port, path) = server("describes");
-    let alone = port.describe();
-    assert_eq!(alone["mode"], "server");
-    assert_eq!(alone["status"], "disconnected");
-    assert_eq!(alone["socket"], path.to_str().unwrap());
-    assert!(alone.get("front-end").is_none() && alone.get("vrings").is_none());
-
-    let guest = Guest::connect(&path).up(&port, 1);
-    receive(&port, &guest, 0x10_0000);
-    let there = port.describe();
-    assert_eq!(there["status"], "connected");
-    assert_eq!(there["front-end"]["pid"], std::process::id());
-    assert!(there["front-end"]["command"]
-        .as_str()
-        .is_some_and(|name| !name.is_empty()));
-    let acknowledged = &there["features"]["names"];
-    let is_named = |list: &serde_json::Value, name: &str| list.as_array().unwrap().iter().any(|n| n == name);
-    assert!(is_named(acknowledged, "VIRTIO_F_VERSION_1"), "{acknowledged}");
-    let left = &there["features"]["left"];
-    assert!(is_named(left, "VIRTIO_F_RING_PACKED") && !is_named(left, "VIRTIO_F_VERSION_1"));
-    assert!(is_named(&there["protocol-features"]["names"], "REPLY_ACK"));
-    let region = json!({
-        "guest-address": "0x0",
-        "size": MEMORY,
-        "front-end-address": format!("{FRONTEND_BASE:#x}"),
-    });
-    assert_eq!(there["memory"], json!([region]));
-    let vring = json!({
-        "index": 0,
-        "direction": "to the guest",
-        "layout": "split",
-        "size": RING_SIZE,
-        "enabled": true,
-        "running": true,
-        "next": 1,
-    });
-    assert_eq!(there["vrings"][0], vring);
-    assert_eq!(there["vrings"].as_array().map(Vec::len), Some(2));
-
-    drop(guest);
-    eventually("gone", || port.describe().get("front-end").is_none());
-    let events = port.describe_events();
-    let texts: Vec<&str> = events["events"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|event| event["text"].as_str().unwrap())
-        .collect();
-    let place = |what: &str| texts.iter().position(|text| text.contains(what));
-    let (ready, closed) = (place("virtio is now ready"), place("vhost peer closed"));
-    assert!(ready.is_some() && ready < closed, "{texts:?}");
-}
-
-#[test]
-fn a_broken_ring_is_described_with_its_reason() {
-    let (port, path) = server("broken");
-    let guest = Guest::connect(&path).up(&port, 1);
-    guest.write(0x1002, &0x7fff_u16.to_le_bytes());
-    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
-    let error = port.describe()["vrings"][0]["error"].clone();
-    assert!(
-        error.as_str().is_some_and(|text| text.contains("avail")),
-        "{error}"
-    );
-}
-
-#[test]
 fn a_changed_path_takes_effect_at_once() {
     let world = World::new();
     let (old, new) = (
@@ -548,168 +356,6 @@ fn hundreds_of_connections_leave_no_descriptor_behind() {
                 .unwrap()
                 .contains("leakprobe")
     });
-}
-
-/// Sends the guest one frame, for which it gives a buffer at `addr`.
-fn receive(port: &TestPort, guest: &Guest, addr: u64) {
-    guest.give(0, addr, true);
-    let before = guest.used(0);
-    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
-    assert_eq!(guest.used(0), before + 1, "it arrived");
-}
-
-/// A dirty log that begins 64 bytes into its file.
-fn dirty_log() -> OwnedFd {
-    let log = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
-    rustix::fs::ftruncate(&log, 64 + MEMORY as u64 / 4096 / 8).expect("memory");
-    log
-}
-
-/// The pages in a log, which are taken out of it.
-fn taken(log: &OwnedFd) -> Vec<usize> {
-    let mut bytes = [0; 64 + MEMORY / 4096 / 8];
-    rustix::io::pread(log, &mut bytes, 0).unwrap();
-    rustix::io::pwrite(log, &[0; 64 + MEMORY / 4096 / 8], 0).unwrap();
-    assert!(bytes[..64].iter().all(|byte| *byte == 0), "before its offset");
-    let set = |bit: &usize| bytes[64 + bit / 8] >> (bit % 8) & 1 == 1;
-    (0..MEMORY / 4096).filter(set).collect()
-}
-
-#[test]
-fn a_migration_begins_and_ends_under_running_rings() {
-    let (port, path) = server("migrates");
-    let guest = Guest::connect(&path).up(&port, 1);
-    receive(&port, &guest, 0x10_0000);
-
-    // In QEMU's order: the log, the feature, the rings' addresses.
-    let (log, event) = (dirty_log(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: MEMORY as u64 / 4096 / 8,
-        mmap_offset: 64,
-        mmap_handle: log.as_raw_fd(),
-    };
-    guest.frontend.set_log_base(0, Some(region)).expect("an answer");
-    guest.frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
-    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
-    guest
-        .frontend
-        .set_features(features | 1 << 26)
-        .expect("VHOST_F_LOG_ALL");
-    (0..2)
-        .try_for_each(|ring| guest.set_vring_addr(ring, true))
-        .expect("addresses");
-    guest.frontend.get_features().expect("all is carried out");
-    assert!(port.connected());
-    assert_eq!(taken(&log), [0; 0], "nothing is written by beginning");
-
-    receive(&port, &guest, 0x10_0800);
-    assert_eq!(taken(&log), [0x2, 0x100], "used ring and buffer");
-    assert_eq!(event.read().expect("signalled"), 1);
-    receive(&port, &guest, 0x10_1fc0);
-    assert_eq!(taken(&log), [0x2, 0x101, 0x102], "a frame across two pages");
-
-    // And in the end.
-    guest.frontend.set_features(features).expect("without");
-    (0..2)
-        .try_for_each(|ring| guest.set_vring_addr(ring, false))
-        .expect("addresses");
-    guest.frontend.get_features().expect("all is carried out");
-    receive(&port, &guest, 0x10_3000);
-    assert_eq!(taken(&log), [0; 0], "it is over");
-    assert_eq!(
-        guest.frontend.get_vring_base(0).expect("an index"),
-        4,
-        "no frame was lost or sent twice"
-    );
-}
-
-#[test]
-fn no_other_feature_changes_under_running_rings() {
-    let (port, path) = server("features");
-    let guest = Guest::connect(&path).up(&port, 1);
-    guest.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
-    assert!(guest.frontend.set_features(features & !(1 << 15)).is_err());
-    assert!(guest
-        .frontend
-        .set_features(features & !(1 << 15) | 1 << 26)
-        .is_err());
-    guest
-        .frontend
-        .set_features(features | 1 << 26)
-        .expect("LOG_ALL alone");
-    assert!(port.connected());
-}
-
-#[test]
-fn a_log_that_its_file_does_not_hold_ends_the_connection() {
-    let (port, path) = server("short-log");
-    let guest = Guest::connect(&path).up(&port, 1);
-    let log = dirty_log();
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: 1 << 20,
-        mmap_offset: 0,
-        mmap_handle: log.as_raw_fd(),
-    };
-    assert!(guest.frontend.set_log_base(0, Some(region)).is_err());
-    eventually("disconnected", || !port.connected());
-}
-
-#[test]
-fn a_front_end_that_cuts_its_memory_short_loses_its_connection_and_nobody_else_notices() {
-    let ((port, path), (beside, path_beside)) = (server("cut-short"), server("beside"));
-    let guest = Guest::connect(&path).up(&port, 1);
-    let neighbour = Guest::connect(&path_beside).up(&beside, 1);
-    receive(&port, &guest, 0x10_0000);
-
-    rustix::fs::ftruncate(&guest.memory, 0).expect("nobody sealed it");
-    // Both bursts touch what is gone.
-    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
-    port.burst(0);
-    eventually("disconnected", || !port.connected());
-    receive(&beside, &neighbour, 0x10_0000);
-
-    // Its next front-end finds it as if nothing had been.
-    let next = Guest::connect(&path).up(&port, 1);
-    receive(&port, &next, 0x10_0000);
-    assert!(beside.connected());
-}
-
-#[test]
-fn a_front_end_that_cuts_the_buffer_of_a_frame_out_of_its_memory_does_not_get_it_back() {
-    let (port, path) = server("cut-buffer");
-    let guest = Guest::connect(&path).up(&port, 1);
-    guest.give(0, 0x10_0000, true);
-    // The rings stay, the buffer goes.
-    rustix::fs::ftruncate(&guest.memory, 0x8_0000).expect("nobody sealed it");
-    port.send(0, &[TxSlot::new(&[0x5a; 100])]);
-    eventually("disconnected", || !port.connected());
-    assert_eq!(guest.used(0), 0, "what is written after the loss stays here");
-}
-
-#[test]
-fn a_front_end_that_cuts_its_dirty_log_short_loses_its_connection() {
-    let (port, path) = server("cut-log");
-    let guest = Guest::connect(&path).up(&port, 1);
-    let log = dirty_log();
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: MEMORY as u64 / 4096 / 8,
-        mmap_offset: 64,
-        mmap_handle: log.as_raw_fd(),
-    };
-    guest.frontend.set_log_base(0, Some(region)).expect("an answer");
-    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
-    guest
-        .frontend
-        .set_features(features | 1 << 26)
-        .expect("VHOST_F_LOG_ALL");
-    (0..2)
-        .try_for_each(|ring| guest.set_vring_addr(ring, true))
-        .expect("addresses");
-    guest.frontend.get_features().expect("all is carried out");
-    rustix::fs::ftruncate(&log, 0).expect("nobody sealed it");
-    receive(&port, &guest, 0x10_0000);
-    eventually("disconnected", || !port.connected());
 }
 
 /// The types of the frames that come out of the guest, and where they come from.

@@ -1,8 +1,46 @@
-//! What benches have in common: two sides that take turns, and what many samples say together.
+//! What benches have in common: two sides that take turns, what many samples say together, and where that goes.
 
 use std::fmt;
+use std::process::ExitCode;
 
-use crate::settings::Settings;
+use anyhow::{bail, ensure, Context, Result};
+
+use crate::settings::{Need, Settings};
+use crate::turn;
+
+/// Runs a bench as the only run on this machine.
+pub fn take_turn(bench: impl FnOnce() -> Result<()>) -> ExitCode {
+    match turn::take(|text| eprintln!("{text}")).and_then(|_turn| bench()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Fails unless both sides can be had.
+pub fn check_needs(settings: &Settings) -> Result<()> {
+    for need in [Need::Switch, Need::Testpmd] {
+        if let Some(reason) = need.missing(settings) {
+            bail!("cannot measure: {reason}");
+        }
+    }
+    ensure!(
+        !settings.stock(),
+        "E2E_PLUGIN=none: nothing to compare the stock ports with"
+    );
+    Ok(())
+}
+
+/// Writes all samples to `file`, from the repository's root, and says where.
+pub fn keep(settings: &Settings, file: &str, json: &str) -> Result<()> {
+    let path = settings.root.join(file);
+    std::fs::create_dir_all(path.parent().context("a file name")?)?;
+    std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
 
 /// Which ports serve.
 #[derive(Clone, Copy, PartialEq, Eq)]

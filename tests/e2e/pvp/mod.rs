@@ -14,10 +14,10 @@ use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
 
-use crate::settings::{Need, Settings};
-use crate::sides::Side;
+use crate::settings::Settings;
+use crate::sides::{check_needs, keep, take_turn, Side};
 use crate::testpmd::Rings;
-use crate::{turn, wait};
+use crate::wait;
 use report::Report;
 use sample::{Pair, Sample, Shape};
 
@@ -137,26 +137,12 @@ pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match turn::take(|text| eprintln!("{text}")).and_then(|_turn| run(settings, &plan)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    take_turn(|| run(settings, &plan))
 }
 
 /// Measures what `plan` says, both sides in turn.
 pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
-    for need in [Need::Switch, Need::Testpmd] {
-        if let Some(reason) = need.missing(settings) {
-            anyhow::bail!("cannot measure: {reason}");
-        }
-    }
-    ensure!(
-        !settings.stock(),
-        "E2E_PLUGIN=none: nothing to compare the stock ports with"
-    );
+    check_needs(settings)?;
     let mut report = Report::default();
     let shapes: Vec<&Shape> = SHAPES.iter().filter(|shape| plan.wants(shape)).collect();
     ensure!(
@@ -172,11 +158,7 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
         print!("{}", report.table(shape.name));
     }
     if let Some(file) = &plan.json {
-        let path = settings.root.join(file);
-        std::fs::create_dir_all(path.parent().context("a file name")?)?;
-        std::fs::write(&path, report.json(plan.seconds))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("{}", path.display());
+        keep(settings, file, &report.json(plan.seconds))?;
     }
     Ok(())
 }
