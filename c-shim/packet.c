@@ -165,6 +165,8 @@ packet_grow_mbuf(struct dp_packet *packet, uint32_t len)
     rte_pktmbuf_attach_extbuf(mbuf, buffer, rte_malloc_virt2iova(buffer), size,
                               shared);
     rte_pktmbuf_reset_headroom(mbuf);
+    /* It is as its last owner left it, whose length would take from its room. */
+    dp_packet_set_size(packet, 0);
     return true;
 }
 #endif
