@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::attachment::{Attachment, End, MESSAGE_DEADLINE};
 use super::connector;
-use super::control::{Reactor, Source};
+use super::control::{Reactor, Readiness, Source};
 use super::journal::Journal;
 use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::listener::Listener;
@@ -20,6 +20,8 @@ use super::shared::{Port, PortId};
 
 /// Messages taken from one front-end before the others get their turn.
 const MESSAGES_PER_TURN: usize = 32;
+/// How long a listening port hears nobody after it could not accept one.
+const DEAFNESS: Duration = Duration::from_secs(1);
 
 /// One port, served.
 pub(super) struct Peer {
@@ -31,6 +33,8 @@ pub(super) struct Peer {
     listener: Option<Listener>,
     attachment: Option<Attachment>,
     journal: Journal,
+    /// Server mode: nobody is accepted before then.
+    deaf_until: Option<Instant>,
     /// What was last said about a failure to connect, so that it is said once.
     said: Option<String>,
 }
@@ -54,6 +58,7 @@ impl Peer {
             listener,
             attachment: None,
             journal,
+            deaf_until: None,
             said: None,
         }
     }
@@ -104,7 +109,7 @@ impl Peer {
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
         let drain = self.attachment.as_ref().and_then(|there| there.drains.wakes_at());
-        [deadline, drain, self.life.wakes_at()]
+        [deadline, drain, self.deaf_until, self.life.wakes_at()]
             .into_iter()
             .flatten()
             .min()
@@ -150,7 +155,22 @@ impl Peer {
         if let Some(attachment) = &mut self.attachment {
             attachment.drains.tick(&self.port, reactor, self.port.id(), now);
         }
+        if self.deaf_until.is_some_and(|until| now >= until) {
+            self.deaf_until = None;
+            self.listen(true, reactor);
+        }
         self.happened(Event::Tick, reactor, now);
+    }
+
+    /// Server mode: whether to hear of front-ends that knock.
+    fn listen(&self, wanted: bool, reactor: &Reactor) {
+        if let Some(listener) = &self.listener {
+            let readiness = Readiness {
+                input: wanted,
+                output: false,
+            };
+            reactor.rearm(listener.as_fd(), Source::Listener(self.id()), readiness);
+        }
     }
 
     /// Somebody's memory is gone: ends the connection if it was this front-end's.
@@ -259,7 +279,12 @@ impl Peer {
                     self.attach(stream, reactor, now);
                 }
             }
-            Some(Err(error)) => vhost_config!(self, now, Level::Warn, "cannot accept a front-end: {error}"),
+            Some(Err(error)) => {
+                // Most likely there is no descriptor left. It would knock again at once, and all the time.
+                vhost_config!(self, now, Level::Warn, "cannot accept a front-end: {error}");
+                self.listen(false, reactor);
+                self.deaf_until = Some(now + DEAFNESS);
+            }
             Some(Ok(None)) | None => {}
         }
     }
