@@ -1,9 +1,12 @@
 //! docs/features.md against the code: every bit that any port offers has its row and no other bit has one, and every test
 //! that a row names exists.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+#[path = "common/names.rs"]
+mod names;
 
+use std::fs;
+
+use names::{quoted, root, Names};
 use ovs_vhost::port::{features, protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::ProtocolFeatures;
 use ovs_vhost::virtio::features::{Features, NAMES};
@@ -18,14 +21,8 @@ struct Row {
 impl Row {
     /// What stands between backquotes in its cells.
     fn tests(&self) -> impl Iterator<Item = &str> {
-        self.cells
-            .iter()
-            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        self.cells.iter().flat_map(|cell| quoted(cell))
     }
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The rows below a heading of the document.
@@ -113,36 +110,15 @@ fn every_protocol_feature_that_is_offered_has_its_row() {
     });
 }
 
-/// The text of every source file below `folder`.
-fn sources(folder: PathBuf) -> String {
-    let mut text = String::new();
-    for entry in fs::read_dir(folder).expect("a folder").flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            text += &sources(path);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            text += &fs::read_to_string(path).expect("a source file");
-        }
-    }
-    text
-}
-
 #[test]
 fn every_test_that_a_row_names_exists() {
-    let code = sources(root().join("src")) + &sources(root().join("tests"));
-    let cases = fs::read_to_string(root().join("tests/e2e/cases/mod.rs")).expect("the table of cases");
-    let exists = |name: &str| match name.contains('/') {
-        true => cases.contains(&format!("\"{name}\"")),
-        false => ["(", "<"]
-            .iter()
-            .any(|end| code.contains(&format!("fn {name}{end}"))),
-    };
+    let names = Names::read();
     let rows = ["Feature bits", "Protocol features"].map(rows);
     let wrong: Vec<String> = rows
         .iter()
         .flatten()
         .flat_map(|row| {
-            let missing = row.tests().filter(|name| !exists(name));
+            let missing = row.tests().filter(|name| !names.contain(name));
             missing.map(|name| format!("`{}` names `{name}`", row.name))
         })
         .collect();
