@@ -28,21 +28,18 @@ fn taken(log: &OwnedFd) -> Vec<usize> {
     (0..MEMORY / 4096).filter(set).collect()
 }
 
-#[test]
-fn a_migration_begins_and_ends_under_running_rings() {
-    let (port, path) = server("migrates");
-    let guest = Guest::connect(&path).up(&port, 1);
-    receive(&port, &guest, 0x10_0000);
-
-    // In QEMU's order: the log, the feature, the rings' addresses.
-    let (log, event) = (dirty_log(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+/// Has the port log from now on, in QEMU's order: the log, the feature, the rings' addresses. Returns the features without
+/// that one.
+fn begin_to_log(guest: &Guest, log: &OwnedFd, event: Option<&EventFd>) -> u64 {
     let region = VhostUserDirtyLogRegion {
         mmap_size: MEMORY as u64 / 4096 / 8,
         mmap_offset: 64,
         mmap_handle: log.as_raw_fd(),
     };
     guest.frontend.set_log_base(0, Some(region)).expect("an answer");
-    guest.frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
+    if let Some(event) = event {
+        guest.frontend.set_log_fd(event.as_raw_fd()).expect("log fd");
+    }
     let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
     guest
         .frontend
@@ -52,6 +49,17 @@ fn a_migration_begins_and_ends_under_running_rings() {
         .try_for_each(|ring| guest.set_vring_addr(ring, true))
         .expect("addresses");
     guest.frontend.get_features().expect("all is carried out");
+    features
+}
+
+#[test]
+fn a_migration_begins_and_ends_under_running_rings() {
+    let (port, path) = server("migrates");
+    let guest = Guest::connect(&path).up(&port, 1);
+    receive(&port, &guest, 0x10_0000);
+
+    let (log, event) = (dirty_log(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let features = begin_to_log(&guest, &log, Some(&event));
     assert!(port.connected());
     assert_eq!(taken(&log), [0; 0], "nothing is written by beginning");
 
@@ -145,21 +153,7 @@ fn a_front_end_that_cuts_its_dirty_log_short_loses_its_connection() {
     let (port, path) = server("cut-log");
     let guest = Guest::connect(&path).up(&port, 1);
     let log = dirty_log();
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: MEMORY as u64 / 4096 / 8,
-        mmap_offset: 64,
-        mmap_handle: log.as_raw_fd(),
-    };
-    guest.frontend.set_log_base(0, Some(region)).expect("an answer");
-    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | 1 << 32 | 1 << 15;
-    guest
-        .frontend
-        .set_features(features | 1 << 26)
-        .expect("VHOST_F_LOG_ALL");
-    (0..2)
-        .try_for_each(|ring| guest.set_vring_addr(ring, true))
-        .expect("addresses");
-    guest.frontend.get_features().expect("all is carried out");
+    begin_to_log(&guest, &log, None);
     rustix::fs::ftruncate(&log, 0).expect("nobody sealed it");
     receive(&port, &guest, 0x10_0000);
     eventually("disconnected", || !port.connected());
