@@ -1,0 +1,78 @@
+//! The documents as a whole: what they lead to must be there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The repository's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every document, with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let in_docs = fs::read_dir(root().join("docs")).expect("docs");
+    in_docs
+        .map(|entry| entry.expect("an entry of docs").path())
+        .chain(["README.md", "CONTRIBUTING.md", "ovs-patches/README.md"].map(|name| root().join(name)))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("a document");
+            (path, text)
+        })
+        .collect()
+}
+
+/// What stands between `open` and the next `close`, each time.
+fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(open)
+        .skip(1)
+        .filter_map(move |rest| rest.split_once(close).map(|(inside, _)| inside))
+}
+
+#[test]
+fn every_link_leads_to_a_file_that_is_there() {
+    let mut links = 0;
+    for (document, text) in documents() {
+        let directory = document.parent().unwrap_or(Path::new("."));
+        for link in between(&text, "](", ")").filter(|link| !link.contains("://")) {
+            let (file, _) = link.split_once('#').unwrap_or((link, ""));
+            assert!(
+                directory.join(file).exists(),
+                "{} leads to {link}",
+                document.display()
+            );
+            links += 1;
+        }
+    }
+    assert!(links > 20, "only {links} links");
+}
+
+#[test]
+fn every_document_is_led_to_by_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    for (document, _) in documents() {
+        let name = document.strip_prefix(root()).expect("below the root");
+        let is_led_to = name == Path::new("README.md") || readme.contains(&format!("]({})", name.display()));
+        assert!(is_led_to, "README.md does not lead to {}", name.display());
+    }
+}
+
+#[test]
+fn every_case_that_a_reader_is_told_to_run_exists() {
+    let table = fs::read_to_string(root().join("tests/e2e/cases/mod.rs")).expect("the table of cases");
+    let cases: Vec<&str> = table
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('/'))
+        .collect();
+    for (document, text) in documents() {
+        for part in between(&text, "CASES=\"", "\"").flat_map(|parts| parts.split(' ')) {
+            assert!(
+                cases.iter().any(|case| case.contains(part)),
+                "{}: no case is called like {part}",
+                document.display()
+            );
+        }
+    }
+}
