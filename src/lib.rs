@@ -5,12 +5,14 @@
 //! ```text
 //!   sync <- memory <- virtio <- datapath <- port <- ovs -> ffi/ovs-sys
 //!                          vhost_user  <---- port
+//!                                      qos <- port
 //! ```
 //!
 //! * [`memory`]: guest addresses, mapped regions, and the only ways to touch guest bytes.
 //! * [`virtio`]: a virtqueue seen from the device side. No I/O, no threads.
 //! * [`datapath`]: a queue that a poll thread bursts through while the control thread swaps rings under it.
 //! * [`vhost_user`]: the protocol: messages, one table of requests, one session per connection. Never sees a ring.
+//! * [`qos`]: meters, and what they let pass. Time and lengths, nothing else.
 //! * [`port`]: a vhost-user port: configuration, life cycle, the control thread. Knows both protocol and rings.
 //! * `ovs` (feature `plugin`): the border with ovs-vswitchd. Alone knows a C type.
 //! * `model` (feature `model`): a guest driver and a front-end for tests and benches.
@@ -27,6 +29,7 @@ pub mod model;
 mod ovs;
 mod panics;
 pub mod port;
+pub mod qos;
 mod sync;
 pub mod vhost_user;
 pub mod virtio;

@@ -11,11 +11,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("virtio", &["sync", "memory"]),
     ("datapath", &["sync", "memory", "virtio"]),
     ("vhost_user", &["sync", "memory", "virtio"]),
+    ("qos", &[]),
     (
         "port",
-        &["sync", "memory", "virtio", "datapath", "vhost_user", "panics"],
+        &[
+            "sync",
+            "memory",
+            "virtio",
+            "datapath",
+            "vhost_user",
+            "qos",
+            "panics",
+        ],
     ),
-    ("ovs", &["datapath", "port", "panics"]),
+    ("ovs", &["datapath", "port", "qos", "panics"]),
     ("model", &["sync", "memory", "virtio", "datapath", "vhost_user"]),
 ];
 
