@@ -1,5 +1,5 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
-//! In `rings/`: of rings whose front-end keeps what was in flight, and of the rest of the device.
+//! In `rings/`: of rings whose front-end keeps what was in flight, of packets beyond a limit, and of the rest of the device.
 
 mod common;
 #[path = "rings/device.rs"]
@@ -8,6 +8,8 @@ mod device;
 mod frontend;
 #[path = "rings/in_flight.rs"]
 mod in_flight;
+#[path = "rings/limits.rs"]
+mod limits;
 #[path = "common/wire.rs"]
 mod wire;
 

@@ -26,11 +26,43 @@ impl Port {
             }
         });
         put("socket", json!(self.path()));
+        self.describe_limits(&mut put);
         let portrait = self.portrait.lock().clone();
         if let Some(portrait) = portrait {
             self.describe_front_end(&portrait, &mut put);
         }
         Value::Object(tree)
+    }
+
+    fn describe_limits(&self, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {
+        let policing = self.policing();
+        if policing.iter().any(Option::is_some) {
+            let limit = |limit: Option<(u64, u64)>| {
+                limit.map(|(rate, burst)| json!({ "rate": rate, "burst": burst }))
+            };
+            let [bytes, packets] = policing.map(limit);
+            put("ingress-policing", json!({ "bytes": bytes, "packets": packets }));
+        }
+        if let Some((name, settings)) = self.qos() {
+            let mut tree = json!({ "type": name.to_string_lossy() });
+            settings.iter().for_each(|(key, value)| tree[key] = json!(value));
+            if let Ok(queues) = self.qos_queues() {
+                tree["queues"] = queues
+                    .into_iter()
+                    .filter_map(|id| self.describe_qos_queue(id))
+                    .collect();
+            }
+            put("qos", tree);
+        }
+    }
+
+    fn describe_qos_queue(&self, id: u32) -> Option<Value> {
+        let (settings, counts) = self.qos_queue(id).ok()?;
+        let mut tree = json!({ "queue": id });
+        settings.iter().for_each(|(key, value)| tree[key] = json!(value));
+        tree["packets"] = json!(counts.tx_packets);
+        tree["dropped"] = json!(counts.tx_errors);
+        Some(tree)
     }
 
     fn describe_front_end(&self, portrait: &Portrait, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {

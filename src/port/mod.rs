@@ -6,6 +6,7 @@
 //! * `options`, `lifecycle`, `tx_map`, `journal`, `events`: pure parts; time and bytes come in as arguments.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
+//! * `policing`: what of the packets a port lets pass, where the operator limits them.
 //! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
@@ -43,6 +44,7 @@ mod migration;
 mod offer;
 mod options;
 mod peer;
+mod policing;
 mod poll_side;
 mod portrait;
 mod postcopy;

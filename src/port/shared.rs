@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::datapath::{Direction, Queue, Wake, Waker};
+use crate::qos::{Egress, Ingress};
 use crate::virtio::features::Features;
 
 use super::announce::Guest;
@@ -19,6 +20,7 @@ use super::events::Events;
 use super::listener::{ListenError, Listener, SocketFile};
 use super::offer::{self, Switches};
 use super::options::{socket_directory, Mode, Options};
+use super::policing::{Complaints, Guarded};
 use super::portrait::Portrait;
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -164,6 +166,10 @@ pub struct Port {
     pub(super) max_frame: AtomicU32,
     pub(super) tx_retries: AtomicU32,
     pub(super) drops: Drops,
+    /// Limits on what the guest sends, and on what it is sent. Main sets them.
+    pub(super) ingress: Guarded<Ingress>,
+    pub(super) egress: Guarded<Option<Egress>>,
+    pub(super) qos_complaints: Mutex<Complaints>,
 
     /// The operator asked for an MTU, so there is one to tell front-ends.
     pub(super) mtu_requested: AtomicBool,
@@ -234,6 +240,9 @@ impl Port {
             max_frame: AtomicU32::new(DEFAULT_MTU + FRAME_OVERHEAD),
             tx_retries: AtomicU32::new(Options::default().tx_retries),
             drops: Drops::default(),
+            ingress: Guarded::default(),
+            egress: Guarded::default(),
+            qos_complaints: Mutex::default(),
             mtu_requested: AtomicBool::new(false),
             requested: Mutex::new(Topology {
                 n_rxq: 1,

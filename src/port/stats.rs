@@ -16,6 +16,10 @@ pub(super) struct Drops {
     no_room: AtomicU64,
     /// Longer than the MTU allows.
     too_long: AtomicU64,
+    /// Beyond what the QoS allows.
+    shaped: AtomicU64,
+    /// Packets from the guest beyond what its policer allows. None that were to be sent, but they are counted like those.
+    policed: AtomicU64,
     /// Attempts to send again what did not fit. No drops, but they live and die with them.
     retries: AtomicU64,
 }
@@ -27,12 +31,20 @@ impl Drops {
         add(&self.unsent, packets);
     }
 
-    /// Counts those of them that were too long, and those for which the guest had no room.
+    /// Counts those of them that were too long, those beyond the QoS, and those for which the guest had no room.
     #[inline]
-    pub(super) fn reasons(&self, too_long: usize, no_room: usize) {
-        if too_long + no_room > 0 {
+    pub(super) fn reasons(&self, too_long: usize, shaped: usize, no_room: usize) {
+        if too_long + shaped + no_room > 0 {
             add(&self.too_long, too_long);
+            add(&self.shaped, shaped);
             add(&self.no_room, no_room);
+        }
+    }
+
+    /// Counts packets from the guest that its policer refused.
+    pub(super) fn policed(&self, packets: usize) {
+        if packets > 0 {
+            add(&self.policed, packets);
         }
     }
 
@@ -91,7 +103,7 @@ impl Stats {
             tx_packets: tx.good_packets,
             rx_bytes: rx.good_bytes,
             tx_bytes: tx.good_bytes,
-            rx_dropped: rx.runts + rx.oversize + rx.invalid,
+            rx_dropped: rx.runts + rx.oversize + rx.invalid + drops.policed.load(Ordering::Relaxed),
             tx_dropped: drops.unsent.load(Ordering::Relaxed),
             multicast: rx.multicast_packets,
             tx_multicast_packets: tx.multicast_packets,
@@ -141,10 +153,8 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_tx_retries", of(&drops.retries));
     emit("ovs_tx_failure_drops", of(&drops.no_room));
     emit("ovs_tx_mtu_exceeded_drops", of(&drops.too_long));
-    // Policers do not exist here, so nothing is dropped by them.
-    for name in ["ovs_tx_qos_drops", "ovs_rx_qos_drops"] {
-        emit(name, 0);
-    }
+    emit("ovs_tx_qos_drops", of(&drops.shaped));
+    emit("ovs_rx_qos_drops", of(&drops.policed));
     let tx = total(queues.iter().step_by(2));
     emit("ovs_tx_invalid_hwol_drops", tx.invalid);
     for (q, queue) in queues.iter().skip(1).step_by(2).enumerate() {

@@ -92,12 +92,16 @@ impl TestPort {
         self.status("status").as_deref() == Some("connected")
     }
 
-    /// One burst of what comes out of the guest on queue `queue`, announcements included.
+    /// One burst of what comes out of the guest on queue `queue` and passes its policer, announcements included.
     pub fn burst(&self, queue: u16) -> Vec<Vec<u8>> {
         let mut pool = Pool::new(32, 2048);
         let mut slots = pool.slots();
         let count = self.rx_queue(queue).expect("a queue").dequeue(&mut slots);
-        slots[..count].iter().map(|slot| slot.frame().to_vec()).collect()
+        let refused = self.police(&slots[..count]);
+        let passed = (0..)
+            .zip(&slots[..count])
+            .filter(|(index, _)| refused >> index & 1 == 0);
+        passed.map(|(_, slot)| slot.frame().to_vec()).collect()
     }
 }
 
