@@ -21,12 +21,14 @@ mod plugin {
     use std::process::Command;
 
     /// The shim's sources and headers, in `c-shim/`.
-    const SOURCES: [&str; 6] = [
+    const SOURCES: [&str; 8] = [
         "host.c",
         "netdev_class.c",
         "offload.c",
         "packet.c",
         "packet_source.c",
+        "pairs.c",
+        "qos.c",
         "stats.c",
     ];
     const HEADERS: [&str; 2] = ["ovs_vhost.h", "shim.h"];

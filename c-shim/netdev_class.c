@@ -68,6 +68,12 @@ netdev_vhost_rxq_cast(const struct netdev_rxq *rxq)
     return CONTAINER_OF(rxq, struct netdev_vhost_rxq, up);
 }
 
+struct ovsv_port *
+netdev_vhost_port(const struct netdev *netdev)
+{
+    return netdev_vhost_cast(netdev)->port;
+}
+
 /* Life. */
 
 static struct netdev *
@@ -233,15 +239,9 @@ static int
 netdev_vhost_set_config(struct netdev *netdev, const struct smap *args,
                         char **errp)
 {
-    size_t n = smap_count(args);
-    struct ovsv_option *options = xcalloc(n, sizeof *options);
-    const struct smap_node *node;
+    size_t n;
+    struct ovsv_option *options = pairs_from_smap(args, &n);
     char *text = NULL;
-    size_t i = 0;
-
-    SMAP_FOR_EACH (node, args) {
-        options[i++] = (struct ovsv_option) { node->key, node->value };
-    }
     int error = ovsv.port_set_config(netdev_vhost_cast(netdev)->port,
                                      options, n, take_error, &text);
     free(options);
@@ -346,17 +346,10 @@ netdev_vhost_get_carrier(const struct netdev *netdev, bool *carrier)
     return 0;
 }
 
-static void
-take_status(void *smap, const char *key, size_t key_len,
-            const char *value, size_t value_len)
-{
-    smap_add_nocopy(smap, xmemdup0(key, key_len), xmemdup0(value, value_len));
-}
-
 static int
 netdev_vhost_get_status(const struct netdev *netdev, struct smap *args)
 {
-    ovsv.port_status(netdev_vhost_cast(netdev)->port, take_status, args);
+    ovsv.port_status(netdev_vhost_cast(netdev)->port, pair_to_smap, args);
     return 0;
 }
 
@@ -466,6 +459,7 @@ netdev_vhost_send(struct netdev *netdev, int qid,
         .get_carrier = netdev_vhost_get_carrier,        \
         .get_stats = netdev_vhost_get_stats,            \
         .get_custom_stats = netdev_vhost_get_custom_stats, \
+        QOS_CALLBACKS,                                  \
         .get_status = netdev_vhost_get_status,          \
         .update_flags = netdev_vhost_update_flags,      \
         .reconfigure = netdev_vhost_reconfigure,        \

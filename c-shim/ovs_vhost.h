@@ -40,6 +40,7 @@ struct netdev;          /* Open vSwitch's: a port as its datapath knows it. */
 struct ovsv_port;       /* Rust's: a vhost-user port. */
 struct ovsv_queue;      /* Rust's: one receive queue of a port. */
 struct packet_stash;    /* The shim's: the packets behind slots. */
+struct dp_packet;       /* Open vSwitch's: a packet. */
 
 /* Which end of the socket Open vSwitch is. */
 enum ovsv_mode {
@@ -141,12 +142,29 @@ struct ovsv_stats {
     uint64_t rx_1523_to_max_packets, tx_1523_to_max_packets;
 };
 
+/* What the guest may send; a rate of 0 is no limit, a burst of 0 the usual. */
+struct ovsv_limits {
+    uint32_t kbits_rate;        /* 1000 bits per second. */
+    uint32_t kbits_burst;       /* 1000 bits. */
+    uint32_t kpkts_rate;        /* 1000 packets per second. */
+    uint32_t kpkts_burst;       /* 1000 packets. */
+};
+
+/* The members of "struct netdev_queue_stats", under their names there. */
+struct ovsv_queue_stats {
+    uint64_t tx_bytes, tx_packets, tx_errors;
+    int64_t created;            /* Milliseconds of CLOCK_MONOTONIC. */
+};
+
 /* Takes one string from Rust; not terminated, copied by whoever keeps it. */
 typedef void ovsv_text_cb(void *aux, const char *text, size_t len);
 
 /* Takes one key and its value; neither is terminated. */
 typedef void ovsv_pair_cb(void *aux, const char *key, size_t key_len,
                           const char *value, size_t value_len);
+
+/* Takes the number of one queue of a port's QoS. */
+typedef void ovsv_queue_id_cb(void *aux, uint32_t id);
 
 /* What can be told of a port at length. */
 enum ovsv_topic {
@@ -221,6 +239,50 @@ struct ovsv_entries {
     void (*port_custom_stats)(const struct ovsv_port *port,
                               ovsv_counter_cb *emit, void *aux);
 
+    /* Limits what the guest sends.  Main; takes a lock that is held briefly,
+     * as do all that follow up to port_qos_queues().  Returns 0; panic:
+     * EFAULT. */
+    int (*port_set_policing)(struct ovsv_port *port,
+                             const struct ovsv_limits *limits);
+
+    /* Gives 'emit' each type of QoS that port_set_qos() takes.  Main; panic:
+     * what came before it stands. */
+    void (*port_qos_types)(const struct ovsv_port *port,
+                           ovsv_text_cb *emit, void *aux);
+
+    /* Gives 'emit' the settings of the QoS in force and returns its type,
+     * which lives forever, or "" if there is none.  Main; panic: "". */
+    const char *(*port_qos)(const struct ovsv_port *port,
+                            ovsv_pair_cb *emit, void *aux);
+
+    /* Puts QoS of 'type' in force, or none if that is "".  Main.  Returns 0 or
+     * a positive errno, and leaves the one before; panic: EFAULT. */
+    int (*port_set_qos)(struct ovsv_port *port, const char *type,
+                        const struct ovsv_option *options, size_t n_options);
+
+    /* Gives 'emit' the settings of a queue of the QoS in force, and stores
+     * what it counted in '*stats'.  Main.  Returns 0 or a positive errno:
+     * EOPNOTSUPP if there can be no queues, EINVAL if there is no such one;
+     * panic: EFAULT. */
+    int (*port_qos_queue)(const struct ovsv_port *port, uint32_t queue_id,
+                          struct ovsv_queue_stats *stats,
+                          ovsv_pair_cb *emit, void *aux);
+
+    /* Makes a queue, or changes it.  Main.  Returns 0 or a positive errno, and
+     * leaves what was before; panic: EFAULT. */
+    int (*port_set_qos_queue)(struct ovsv_port *port, uint32_t queue_id,
+                              const struct ovsv_option *options,
+                              size_t n_options);
+
+    /* Takes a queue away, if it is there.  Main.  Returns 0 or EOPNOTSUPP;
+     * panic: EFAULT. */
+    int (*port_delete_qos_queue)(struct ovsv_port *port, uint32_t queue_id);
+
+    /* Gives 'emit' the number of each queue.  Main.  Returns 0 or EOPNOTSUPP;
+     * panic: EFAULT. */
+    int (*port_qos_queues)(const struct ovsv_port *port,
+                           ovsv_queue_id_cb *emit, void *aux);
+
     /* Whether the guest uses receive queue 'queue_id'.  Poll and main; does
      * not block.  Panic: false. */
     bool (*port_rxq_enabled)(const struct ovsv_port *port, uint16_t queue_id);
@@ -232,18 +294,25 @@ struct ovsv_entries {
 
     /* Receives up to 'n' packets of 'queue', a queue of 'port', into the
      * first slots and returns how many.  Asks ovsv_host_grow(), with 'stash',
-     * for a packet that is too large for its slot.  One poll thread at a time
-     * per queue; never waits.  Panic: 0. */
+     * for a packet that is too large for its slot.  Where the guest sent more
+     * than it may, stores in '*refused' which packets the caller is to drop,
+     * bit i for the i-th; they are counted already.  One poll thread at a time
+     * per queue; waits at most for another thread's lookup of the limits.
+     * Panic: 0. */
     size_t (*dequeue)(const struct ovsv_port *port,
                       const struct ovsv_queue *queue,
                       struct packet_stash *stash,
-                      struct ovsv_rx_slot *slots, size_t n);
+                      struct ovsv_rx_slot *slots, size_t n,
+                      uint32_t *refused);
 
     /* Sends 'n' packets on transmit queue 'qid'.  What the guest has no room
-     * for is dropped and counted; all memory stays the caller's.  Poll; waits
-     * at most for another burst on the same ring. */
+     * for, or the QoS forbids, is dropped and counted; all memory stays the
+     * caller's.  Asks ovsv_host_qos_queue() about 'packets', which are those
+     * in 'slots', if it matters.  Poll; waits at most for another burst on the
+     * same ring, and another's lookup of the QoS. */
     void (*send)(const struct ovsv_port *port, uint16_t qid,
-                 const struct ovsv_tx_slot *slots, size_t n);
+                 const struct ovsv_tx_slot *slots, size_t n,
+                 struct dp_packet *const *packets);
 
     /* Packets waiting in 'queue', a queue of 'port'.  Poll; never waits.
      * Panic: 0. */
@@ -287,6 +356,10 @@ void ovsv_host_keep_at_exit(const char *path);
 /* Counts in Open vSwitch's coverage that a send waited for another thread's.
  * Poll; does not block. */
 void ovsv_host_tx_contended(void);
+
+/* The queue of its port's QoS for which packets[index] is.  Under send(); does
+ * not block. */
+uint32_t ovsv_host_qos_queue(struct dp_packet *const *packets, size_t index);
 
 /* Gives 'slot', a slot of 'stash' under dequeue(), room for a packet of 'len'
  * bytes, at most OVSV_MAX_FRAME; what was in it is lost.  Returns false if

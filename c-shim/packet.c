@@ -222,6 +222,34 @@ stash_take(struct packet_stash *stash, size_t index)
     return packet;
 }
 
+/* Takes those packets out of the 'n' received from packets[first] on that the
+ * port refused: bit i of 'refused' is for the i-th.  The others close up, and
+ * the refused stay behind them, to be received into again.  Returns how many
+ * were not refused. */
+static size_t
+stash_refuse(struct packet_stash *stash, size_t first, size_t n,
+             uint32_t refused)
+{
+    size_t kept = first;
+
+    for (size_t i = first; i < first + n; i++, refused >>= 1) {
+        if (!(refused & 1)) {
+            struct ovsv_rx_slot slot = stash->slots[i];
+            struct dp_packet *packet = stash->packets[i];
+
+            stash->slots[i] = stash->slots[kept];
+            stash->packets[i] = stash->packets[kept];
+            stash->slots[kept] = slot;
+            stash->packets[kept++] = packet;
+        }
+    }
+    for (size_t i = kept; i < first + n; i++) {
+        stash->slots[i].len = 0;
+        stash->slots[i].offload = (struct ovsv_offload) { 0 };
+    }
+    return kept - first;
+}
+
 /* Receives a burst into 'batch', which is empty.  Returns 0, or EAGAIN if
  * there was nothing.  A guest whose packets there is no memory for keeps them
  * in its ring: nothing is dropped here. */
@@ -236,10 +264,15 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
 
     size_t first = stash->first;
     size_t ready = NETDEV_MAX_BURST - first;
+    uint32_t refused = 0;
     size_t n = ready ? ovsv.dequeue(port, queue, stash, &stash->slots[first],
-                                    ready)
+                                    ready, &refused)
                      : 0;
+    bool full = n == NETDEV_MAX_BURST;
 
+    if (OVS_UNLIKELY(refused)) {
+        n = stash_refuse(stash, first, n, refused);
+    }
     if (!n) {
         return EAGAIN;
     }
@@ -250,7 +283,7 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
     stash->first += n;
 
     if (qfill) {
-        *qfill = n == NETDEV_MAX_BURST ? ovsv.backlog(port, queue) : 0;
+        *qfill = full ? ovsv.backlog(port, queue) : 0;
     }
     return 0;
 }
@@ -335,12 +368,18 @@ packets_send(const struct ovsv_port *port, uint16_t qid, uint32_t mtu,
             slots[i].data = packet_flatten(packets[i], &flat[n_flat++]);
         }
     }
-    ovsv.send(port, qid, slots, n);
+    ovsv.send(port, qid, slots, n, packets);
 
     while (n_flat > 0) {
         free(flat[--n_flat]);
     }
     packets_delete(packets, n);
+}
+
+uint32_t
+ovsv_host_qos_queue(struct dp_packet *const *packets, size_t index)
+{
+    return packets[index]->md.skb_priority;
 }
 
 /* Sends what the guest has room for, and frees all. */

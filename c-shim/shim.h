@@ -2,7 +2,9 @@
  *
  *   - host.c: Open vSwitch's services for Rust, and the plugin's registration.
  *   - netdev_class.c: the two netdev classes over "struct ovsv_entries".
+ *   - qos.c: their callbacks that limit what a port carries.
  *   - stats.c: a port's counters in Open vSwitch's structures.
+ *   - pairs.c: keys and their values, from and to Open vSwitch's maps.
  *   - packet_source.c: the memory that received packets are made of.
  *   - packet.c: packets, mbufs and batches.
  *   - offload.c: what is left to be done to a packet, in either side's terms.
@@ -32,12 +34,57 @@ void shim_log(enum vlog_level, const char *format, ...)
 
 int netdev_vhost_register(void);
 
+/* The port behind a netdev of either class. */
+struct ovsv_port *netdev_vhost_port(const struct netdev *);
+
 /* Calls 'cb' with the port of that name.  Returns false if there is none. */
 void netdev_vhost_each_port(void (*cb)(struct ovsv_port *, void *aux),
                             void *aux);
 bool netdev_vhost_with_port(const char *name,
                             void (*cb)(struct ovsv_port *, void *aux),
                             void *aux);
+
+/* qos.c */
+
+struct sset;
+
+int qos_set_policing(struct netdev *, uint32_t kbits_rate,
+                     uint32_t kbits_burst, uint32_t kpkts_rate,
+                     uint32_t kpkts_burst);
+int qos_get_types(const struct netdev *, struct sset *types);
+int qos_get(const struct netdev *, const char **typep, struct smap *details);
+int qos_set(struct netdev *, const char *type, const struct smap *details);
+int qos_get_queue(const struct netdev *, unsigned int queue_id,
+                  struct smap *details);
+int qos_set_queue(struct netdev *, unsigned int queue_id,
+                  const struct smap *details);
+int qos_delete_queue(struct netdev *, unsigned int queue_id);
+int qos_get_queue_stats(const struct netdev *, unsigned int queue_id,
+                        struct netdev_queue_stats *);
+int qos_queue_dump_start(const struct netdev *, void **dumpp);
+int qos_queue_dump_next(const struct netdev *, void *dump,
+                        unsigned int *queue_id, struct smap *details);
+int qos_queue_dump_done(const struct netdev *, void *dump);
+
+/* The callbacks of "struct netdev_class" that are these. */
+#define QOS_CALLBACKS                               \
+    .set_policing = qos_set_policing,               \
+    .get_qos_types = qos_get_types,                 \
+    .get_qos = qos_get,                             \
+    .set_qos = qos_set,                             \
+    .get_queue = qos_get_queue,                     \
+    .set_queue = qos_set_queue,                     \
+    .delete_queue = qos_delete_queue,               \
+    .get_queue_stats = qos_get_queue_stats,         \
+    .queue_dump_start = qos_queue_dump_start,       \
+    .queue_dump_next = qos_queue_dump_next,         \
+    .queue_dump_done = qos_queue_dump_done
+
+/* pairs.c */
+
+struct ovsv_option *pairs_from_smap(const struct smap *, size_t *n);
+void pair_to_smap(void *smap, const char *key, size_t key_len,
+                  const char *value, size_t value_len);
 
 /* stats.c */
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::slice;
 
 use ovs_sys::{
-    ovsv_counter_cb, ovsv_mode, ovsv_offload, ovsv_option, ovsv_pair_cb, ovsv_rx_slot, ovsv_stats,
-    ovsv_text_cb, ovsv_topology, ovsv_tx_slot, OVSV_MAX_FRAME,
+    ovsv_counter_cb, ovsv_mode, ovsv_offload, ovsv_option, ovsv_pair_cb, ovsv_queue_id_cb, ovsv_rx_slot,
+    ovsv_stats, ovsv_text_cb, ovsv_topology, ovsv_tx_slot, OVSV_MAX_FRAME,
 };
 
 use crate::datapath::{Offload, RxSlot, TxSlot, MAX_FRAME};
@@ -93,6 +93,7 @@ pub(super) unsafe fn path<'a>(path: *const c_char) -> &'a Path {
 /// `options` must be valid for `n` options (or NULL if that is 0), whose strings are terminated and live
 /// as long as the result is used.
 pub(super) unsafe fn options<'a>(
+    column: &str,
     options: *const ovsv_option,
     n: usize,
 ) -> Result<Vec<(&'a str, &'a str)>, String> {
@@ -103,9 +104,9 @@ pub(super) unsafe fn options<'a>(
     let options = unsafe { slice::from_raw_parts(options, n) };
     let pair = |option: &ovsv_option| {
         // SAFETY: the caller's promise.
-        let key = unsafe { text("option", option.key) }?.unwrap_or_default();
+        let key = unsafe { text(column, option.key) }?.unwrap_or_default();
         // SAFETY: the caller's promise.
-        let value = unsafe { text(&format!("options:{key}"), option.value) }?.unwrap_or_default();
+        let value = unsafe { text(&format!("{column}:{key}"), option.value) }?.unwrap_or_default();
         Ok((key, value))
     };
     options.iter().map(pair).collect()
@@ -195,6 +196,15 @@ impl Sink<ovsv_pair_cb> {
                     value.len(),
                 )
             }
+        }
+    }
+}
+
+impl Sink<ovsv_queue_id_cb> {
+    pub(super) fn queue_id(&self, id: u32) {
+        if let Some(callback) = self.callback {
+            // SAFETY: callable with `aux` (`new`).
+            unsafe { callback(self.aux, id) }
         }
     }
 }

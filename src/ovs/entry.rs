@@ -9,8 +9,8 @@ use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
 
 use ovs_sys::{
-    netdev, ovsv_config, ovsv_counter_cb, ovsv_entries, ovsv_mode, ovsv_option, ovsv_pair_cb, ovsv_port,
-    ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topic, ovsv_topology, ovsv_tx_slot,
+    dp_packet, netdev, ovsv_config, ovsv_counter_cb, ovsv_entries, ovsv_mode, ovsv_option, ovsv_pair_cb,
+    ovsv_port, ovsv_queue, ovsv_rx_slot, ovsv_stats, ovsv_text_cb, ovsv_topic, ovsv_topology, ovsv_tx_slot,
     packet_stash,
 };
 
@@ -18,6 +18,7 @@ use super::convert::{self, Sink};
 use super::faults::{self, Burst};
 use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
+use super::qos;
 use crate::datapath::{Queue, RxSlot};
 use crate::panics;
 use crate::port::{indented, postcopy_support, Environment, Port, Switches};
@@ -36,6 +37,14 @@ static ENTRIES: ovsv_entries = ovsv_entries {
     port_describe: Some(port_describe),
     port_stats: Some(port_stats),
     port_custom_stats: Some(port_custom_stats),
+    port_set_policing: Some(qos::port_set_policing),
+    port_qos_types: Some(qos::port_qos_types),
+    port_qos: Some(qos::port_qos),
+    port_set_qos: Some(qos::port_set_qos),
+    port_qos_queue: Some(qos::port_qos_queue),
+    port_set_qos_queue: Some(qos::port_set_qos_queue),
+    port_delete_qos_queue: Some(qos::port_delete_qos_queue),
+    port_qos_queues: Some(qos::port_qos_queues),
     port_rxq_enabled: Some(port_rxq_enabled),
     port_rx_queue: Some(port_rx_queue),
     dequeue: Some(dequeue),
@@ -61,7 +70,7 @@ static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 ///
 /// `port` is NULL or a live port from C (see above).
 #[inline]
-unsafe fn on_port<A: Answer>(port: *const ovsv_port, body: impl FnOnce(&Port) -> A) -> A {
+pub(super) unsafe fn on_port<A: Answer>(port: *const ovsv_port, body: impl FnOnce(&Port) -> A) -> A {
     // SAFETY: `port_create` made the pointer of a Port, and C's share keeps it until `port_destroy`.
     match unsafe { port.cast::<Port>().as_ref() } {
         Some(port) => guard(port, body),
@@ -166,14 +175,16 @@ unsafe extern "C" fn port_set_config(
     let error = unsafe { Sink::new(error, aux) };
     // SAFETY: a port from C; options valid during the call.
     unsafe {
-        on_port(port, |port| match convert::options(options, n_options) {
-            Ok(options) => {
-                port.set_config(&options);
-                0
-            }
-            Err(complaint) => {
-                error.text(&complaint);
-                libc::EINVAL
+        on_port(port, |port| {
+            match convert::options("options", options, n_options) {
+                Ok(options) => {
+                    port.set_config(&options);
+                    0
+                }
+                Err(complaint) => {
+                    error.text(&complaint);
+                    libc::EINVAL
+                }
             }
         })
     }
@@ -273,26 +284,38 @@ unsafe extern "C" fn dequeue(
     stash: *mut packet_stash,
     slots: *mut ovsv_rx_slot,
     n: usize,
+    refused: *mut u32,
 ) -> usize {
     // SAFETY: `slot` is one of `slots`, which are of `stash`; it comes back as `convert::rx_slots` wants it.
     let grow = |slot: &mut RxSlot<'_>, len| unsafe {
         ovs_sys::ovsv_host_grow(stash, ptr::from_mut(slot).cast(), len)
     };
-    // SAFETY: a port from C and its queue; slots that are this call's alone.
+    // SAFETY: a port from C and its queue; slots that are this call's alone; a place for a word.
     unsafe {
         on_port(port, |port| {
             faults::trip(port, Burst::Dequeue);
-            queue(from).dequeue_growing(convert::rx_slots(slots, n), grow)
+            let slots = convert::rx_slots(slots, n);
+            let frames = queue(from).dequeue_growing(slots, grow);
+            *refused = port.police(slots.get(..frames).unwrap_or_default());
+            frames
         })
     }
 }
 
-unsafe extern "C" fn send(port: *const ovsv_port, qid: u16, slots: *const ovsv_tx_slot, n: usize) {
+unsafe extern "C" fn send(
+    port: *const ovsv_port,
+    qid: u16,
+    slots: *const ovsv_tx_slot,
+    n: usize,
+    packets: *const *mut dp_packet,
+) {
+    // SAFETY: there is a packet for each slot, and it is asked for during the call.
+    let queue_of = |index| unsafe { ovs_sys::ovsv_host_qos_queue(packets, index) };
     // SAFETY: a port from C; slots valid during the call.
     unsafe {
         on_port(port, |port| {
             faults::trip(port, Burst::Enqueue);
-            if port.send(qid, convert::tx_slots(slots, n)) {
+            if port.send_queued(qid, convert::tx_slots(slots, n), queue_of) {
                 ovs_sys::ovsv_host_tx_contended();
             }
         });

@@ -1,7 +1,7 @@
 //! Keeps panics on this side of the border. A panic costs the port it happened in; what C gets instead
 //! of an answer is written down here, one row per type.
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 
@@ -32,6 +32,7 @@ answers! {
     usize => 0,
     c_int => libc::EFAULT,
     *const ovsv_queue => ptr::null(),
+    *const c_char => c"".as_ptr(),
     ovsv_stats => ovsv_stats::default(),
     ovsv_topology => ovsv_topology { n_rxq: 1, n_txq: 1, mtu: 1500, numa: -1, attached: false },
 }

@@ -3,6 +3,7 @@
 //! `c-shim/ovs_vhost.h` is the border's text, in both directions; this is its Rust side.
 //!
 //! * `entry`: what C calls, one small function per row of the table that the shim gets.
+//! * `qos`: those of them that limit what a port carries.
 //! * `guard`: keeps panics on this side; one costs its port and nothing else.
 //! * `convert`: C's types to ours and back.
 //! * `host`: a netdev as the [`crate::port`] layer sees it.
@@ -15,3 +16,4 @@ mod faults;
 mod guard;
 mod host;
 mod log;
+mod qos;
