@@ -16,8 +16,9 @@ tree=${OVS_TREE:-$top/target/ovs}
 plugin=${OVS_VHOST_PLUGIN:-$top/target/release/libovs_vhost.so}
 mode=${1:?usage: tests/ovs-suite.sh plugin|stock [TEST-NUMBER...]}
 shift
-# The tests of EAL, of vhost-user ports of both types, of their MTU, and of dpdk-init turned on late.
-tests=("${@:-1 3 4 5 16 17 20 21 25}")
+# The tests of EAL, of vhost-user ports of both types, of their policers and QoS, of their MTU, and of dpdk-init turned
+# on late.
+tests=("${@:-1 3 4 5 7 8 9 11 12 13 16 17 20 21 25}")
 read -ra tests <<<"${tests[*]}"
 # 20 greps the log for a line that vswitchd's asynchronous log writer may not have written yet; it does
 # so with stock ports too. It may try again, visibly.
