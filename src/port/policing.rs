@@ -54,6 +54,11 @@ impl Complaints {
         let asked = format!("{asked:?}");
         self.0.insert(of, asked.clone()) != Some(asked)
     }
+
+    /// Whether the QoS in force is not the one that was last asked for.
+    fn qos_is_refused(&self) -> bool {
+        self.0.contains_key(&None)
+    }
 }
 
 // A burst's verdicts fit the word in which they cross the border.
@@ -178,7 +183,7 @@ impl Port {
 
     /// Makes a queue, or changes it. If it is refused, what was before stays.
     pub fn set_qos_queue(&self, id: u32, details: &Details<'_>) -> Result<(), Refusal> {
-        let result = self.with_qos(|egress| egress.set_queue(id, details, now()));
+        let result = self.change_queues(|egress| egress.set_queue(id, details, now()));
         // Open vSwitch sets queue 0 whatever the QoS is.
         let is_new = result != Err(Refusal::Unsupported)
             && self.qos_complaints.lock().is_new(Some(id), &details, result);
@@ -190,7 +195,15 @@ impl Port {
 
     /// Takes a queue away.
     pub fn delete_qos_queue(&self, id: u32) -> Result<(), Refusal> {
-        self.with_qos(|egress| egress.delete_queue(id, now()))
+        self.change_queues(|egress| egress.delete_queue(id, now()))
+    }
+
+    /// Open vSwitch goes on to the queues of a QoS also when that was refused: they are not for the one that is in force.
+    fn change_queues(&self, change: impl FnOnce(&mut Egress) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        if self.qos_complaints.lock().qos_is_refused() {
+            return Err(Refusal::Unsupported);
+        }
+        self.with_qos(change)
     }
 
     fn with_qos<T>(&self, body: impl FnOnce(&mut Egress) -> Result<T, Refusal>) -> Result<T, Refusal> {

@@ -181,6 +181,30 @@ fn qos_that_is_refused_leaves_the_one_before_in_force() {
 }
 
 #[test]
+fn the_queues_of_qos_that_is_refused_leave_those_in_force() {
+    let port = server("refused-queues");
+    port.set_qos(TRTCM, &bursts("1", "1")).expect("taken");
+    port.set_qos_queue(5, &bursts("4", "5")).expect("taken");
+    let queue = || port.qos_queue(5).expect("queue 5").0;
+    let before = queue();
+    assert!(port.set_qos("linux-htb", &[]).is_err());
+    assert_eq!(
+        port.set_qos_queue(5, &bursts("6", "7")),
+        Err(Refusal::Unsupported)
+    );
+    assert_eq!(
+        port.set_qos_queue(6, &bursts("6", "7")),
+        Err(Refusal::Unsupported)
+    );
+    assert_eq!(port.delete_qos_queue(5), Err(Refusal::Unsupported));
+    assert_eq!((queue(), port.qos_queues()), (before.clone(), Ok(vec![0, 5])));
+    port.set_qos(TRTCM, &bursts("1", "1")).expect("taken");
+    assert_eq!(queue(), before);
+    port.set_qos_queue(5, &bursts("6", "7")).expect("taken");
+    assert_ne!(queue(), before);
+}
+
+#[test]
 fn the_same_settings_again_bring_no_new_tokens() {
     let port = server("same");
     let mut guest = guest(&port);
