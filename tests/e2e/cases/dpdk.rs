@@ -123,7 +123,7 @@ fn time(ctx: &Ctx, rings: Rings) -> Duration {
 }
 
 /// Stops forwarding, then receives what is still in the rings; says how many packets testpmd failed to send.
-fn stop(testpmd: &mut Testpmd) -> Result<u64> {
+pub(super) fn stop(testpmd: &mut Testpmd) -> Result<u64> {
     let report = testpmd.command("stop", "Done.")?;
     let (_, all) = report
         .split_once("Accumulated forward statistics")

@@ -13,6 +13,7 @@ mod lost;
 mod migration;
 mod numbered;
 mod offload;
+mod policed;
 mod queues;
 mod soak;
 mod storm;
@@ -271,6 +272,12 @@ const CASES: &[Case] = &[
         "dpdk/loop-client-packed-in-order",
         &[Need::Testpmd],
         dpdk::client_packed_in_order,
+    ),
+    plugin("dpdk/policed", &[Need::Testpmd], policed::with_dpdk),
+    plugin(
+        "dpdk/policed-without-dpdk",
+        &[Need::Testpmd],
+        policed::without_dpdk,
     ),
     plugin("dpdk/kill-storm", &[Need::Testpmd], storm::kill_storm),
     plugin(
