@@ -83,6 +83,7 @@ impl Port {
         }
     }
 
+    #[inline(never)]
     fn police_frames(&self, frames: &[RxSlot<'_>]) -> u32 {
         let now = now();
         let mut ingress = self.ingress.meters.lock();
@@ -96,6 +97,7 @@ impl Port {
 
     /// Calls `give` with those of `slots` that may be sent: those that `fits` and that the QoS lets pass. Returns how many it
     /// did not let pass. `queue_of` says which queue the slot of that index is for.
+    #[inline(never)]
     pub(super) fn shape(
         &self,
         slots: &[TxSlot<'_>],

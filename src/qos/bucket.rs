@@ -151,10 +151,15 @@ mod tests {
         for (rate, burst) in EDGES.iter().flat_map(|r| EDGES.map(|b| (*r, b))) {
             for (now, tokens) in EDGES.iter().flat_map(|n| EDGES.map(|t| (*n, t))) {
                 let mut bucket = Bucket::full(rate, burst, 0);
-                assert_eq!(bucket.take(0, tokens), tokens <= burst);
-                bucket.take(now, tokens);
-                assert!(bucket.level <= u128::from(burst) * BILLION);
-                bucket.take(u64::MAX, u64::MAX);
+                assert_eq!(bucket.holds(0, tokens), tokens <= burst);
+                assert!(bucket.take(0, burst));
+                let earned = u128::from(rate) * u128::from(now);
+                let expected = tokens <= burst && earned >= u128::from(tokens) * BILLION;
+                assert_eq!(
+                    bucket.take(now, tokens),
+                    expected,
+                    "{rate} {burst} {now} {tokens}"
+                );
             }
         }
     }

@@ -161,6 +161,21 @@ fn each_queue_has_its_own_limit_and_all_have_the_ports() {
 }
 
 #[test]
+fn each_packet_is_of_its_own_queue_beyond_the_first_burst_too() {
+    let port = server("queue-of");
+    let mut guest = guest(&port);
+    port.set_qos(TRTCM, &bursts("10000", "1")).expect("taken");
+    port.set_qos_queue(5, &bursts("10000", "1")).expect("taken");
+    let sent = frames(0, 50);
+    guest.rings[0].supply(50);
+    guest.rings[0].driver.publish();
+    let slots: Vec<_> = sent.iter().map(|frame| TxSlot::new(frame)).collect();
+    port.send_queued(0, &slots, |index| if index >= 45 { 5 } else { 0 });
+    let packets = [0, 5].map(|id| port.qos_queue(id).expect("a queue").1.tx_packets);
+    assert_eq!(packets, [45, 5]);
+}
+
+#[test]
 fn qos_that_is_refused_leaves_the_one_before_in_force() {
     let port = server("refused");
     assert_eq!(port.qos(), None);
