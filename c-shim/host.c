@@ -155,9 +155,7 @@ describe(struct unixctl_conn *conn, int argc, const char *argv[], void *topic)
     if (description.json) {
         ds_put_char(&description.text, '[');
     }
-    if (!port) {
-        netdev_vhost_each_port(describe_cb, &description);
-    } else if (!netdev_vhost_with_port(port, describe_cb, &description)) {
+    if (!netdev_vhost_each_port(port, describe_cb, &description) && port) {
         unixctl_command_reply_error(conn, "no such vhost-user port");
         ds_destroy(&description.text);
         return;
@@ -194,7 +192,7 @@ inject_panic(struct unixctl_conn *conn, int argc OVS_UNUSED,
         if (!strcmp(argv[2], sites[i].name)) {
             enum ovsv_site site = sites[i].site;
 
-            if (netdev_vhost_with_port(argv[1], inject_panic_cb, &site)) {
+            if (netdev_vhost_each_port(argv[1], inject_panic_cb, &site)) {
                 unixctl_command_reply(conn, NULL);
             } else {
                 unixctl_command_reply_error(conn, "no such vhost-user port");

@@ -180,20 +180,8 @@ netdev_vhost_reconfigure(struct netdev *netdev)
     return 0;
 }
 
-void
-netdev_vhost_each_port(void (*cb)(struct ovsv_port *, void *aux), void *aux)
-{
-    struct netdev_vhost *dev;
-
-    ovs_mutex_lock(&ports_mutex);
-    LIST_FOR_EACH (dev, node, &ports) {
-        cb(dev->port, aux);
-    }
-    ovs_mutex_unlock(&ports_mutex);
-}
-
 bool
-netdev_vhost_with_port(const char *name,
+netdev_vhost_each_port(const char *name,
                        void (*cb)(struct ovsv_port *, void *aux), void *aux)
 {
     struct netdev_vhost *dev;
@@ -201,10 +189,9 @@ netdev_vhost_with_port(const char *name,
 
     ovs_mutex_lock(&ports_mutex);
     LIST_FOR_EACH (dev, node, &ports) {
-        if (!strcmp(dev->up.name, name)) {
+        if (!name || !strcmp(dev->up.name, name)) {
             cb(dev->port, aux);
             found = true;
-            break;
         }
     }
     ovs_mutex_unlock(&ports_mutex);

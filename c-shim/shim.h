@@ -37,10 +37,9 @@ int netdev_vhost_register(void);
 /* The port behind a netdev of either class. */
 struct ovsv_port *netdev_vhost_port(const struct netdev *);
 
-/* Calls 'cb' with the port of that name.  Returns false if there is none. */
-void netdev_vhost_each_port(void (*cb)(struct ovsv_port *, void *aux),
-                            void *aux);
-bool netdev_vhost_with_port(const char *name,
+/* Calls 'cb' with the port of that name or, if it is NULL, with every port.
+ * Returns false if there is none. */
+bool netdev_vhost_each_port(const char *name,
                             void (*cb)(struct ovsv_port *, void *aux),
                             void *aux);
 
