@@ -355,6 +355,12 @@ netdev_vhost_get_custom_stats(const struct netdev *netdev,
     return 0;
 }
 
+static int
+netdev_vhost_dump_mempool(const struct netdev *netdev, FILE *stream)
+{
+    return packet_source_dump(&netdev_vhost_cast(netdev)->source, stream);
+}
+
 /* Packets. */
 
 static struct netdev_rxq *
@@ -448,6 +454,7 @@ netdev_vhost_send(struct netdev *netdev, int qid,
         .get_custom_stats = netdev_vhost_get_custom_stats, \
         QOS_CALLBACKS,                                  \
         .get_status = netdev_vhost_get_status,          \
+        .dump_mempool = netdev_vhost_dump_mempool,      \
         .update_flags = netdev_vhost_update_flags,      \
         .reconfigure = netdev_vhost_reconfigure,        \
         .rxq_alloc = netdev_vhost_rxq_alloc,            \

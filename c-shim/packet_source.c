@@ -8,6 +8,7 @@
 
 #include "shim.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 
@@ -316,4 +317,22 @@ packet_source_is_stale(const struct packet_source *source, bool carrier)
            && (source->kind == SOURCE_MALLOC
                || (source->kind == SOURCE_HELD && carrier
                    && !source->exhausted));
+}
+
+/* Tells 'stream' of the pool of '*source', in the words of netdev-dpdk.  Main
+ * thread.  Returns 0, or ENODATA if there is none. */
+int
+packet_source_dump(const struct packet_source *source OVS_UNUSED,
+                   FILE *stream OVS_UNUSED)
+{
+#ifdef DPDK_NETDEV
+    if (source->kind == SOURCE_POOL) {
+        rte_mempool_dump(stream, source->mp);
+        fprintf(stream, "    count: avail (%u), in use (%u)\n",
+                rte_mempool_avail_count(source->mp),
+                rte_mempool_in_use_count(source->mp));
+        return 0;
+    }
+#endif
+    return ENODATA;
 }

@@ -18,6 +18,8 @@
 
 #include "ovs_vhost.h"
 
+#include <stdio.h>
+
 #include "dp-packet.h"
 #include "netdev-provider.h"
 #include "openvswitch/vlog.h"
@@ -125,6 +127,7 @@ void packet_source_configure(struct packet_source *, const char *port_name,
                              const struct ovsv_topology *);
 void packet_source_release(struct packet_source *);
 bool packet_source_is_stale(const struct packet_source *, bool carrier);
+int packet_source_dump(const struct packet_source *, FILE *);
 void packet_pools_sweep(void);
 
 /* packet.c: receiving.  A receive queue keeps a burst's worth of packets

@@ -16,9 +16,11 @@ tree=${OVS_TREE:-$top/target/ovs}
 plugin=${OVS_VHOST_PLUGIN:-$top/target/release/libovs_vhost.so}
 mode=${1:?usage: tests/ovs-suite.sh plugin|stock [TEST-NUMBER...]}
 shift
-# The tests of EAL, of vhost-user ports of both types, of their policers and QoS, of their MTU, and of dpdk-init turned
-# on late.
-tests=("${@:-1 3 4 5 7 8 9 11 12 13 16 17 20 21 25}")
+# The tests of EAL, of vhost-user ports of both types, of their policers and QoS, of their MTU, of dpdk-init turned on
+# late, and of commands for the ports; only with plugins, one for tests: types and commands that are a plugin's.
+both='1 3 4 5 7 8 9 11 12 13 16 17 20 21 25'
+declare -A of_mode=([plugin]="$both 26 28 29" [stock]="$both 29")
+tests=("${@:-${of_mode[$mode]}}")
 read -ra tests <<<"${tests[*]}"
 # 20 greps the log for a line that vswitchd's asynchronous log writer may not have written yet; it does
 # so with stock ports too. It may try again, visibly.
