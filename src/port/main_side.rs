@@ -24,8 +24,8 @@ impl Port {
             self.changed();
         }
         if self.tx_retries.swap(options.tx_retries, Ordering::Relaxed) != options.tx_retries {
-            let (path, retries) = (self.path(), options.tx_retries);
-            log::info!("Max Tx retries for vhost device '{path}' set to {retries}");
+            let (name, retries) = (&self.name, options.tx_retries);
+            log::info!("Max Tx retries for vhost device '{name}' set to {retries}");
         }
         if self.mode == Mode::Client {
             let path = options
