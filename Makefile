@@ -19,7 +19,7 @@ E2E = $(CARGO) test -q --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-vm bench bench-pvp bench-control fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm bench bench-pvp bench-control fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ check-ovs: build-all ## Open vSwitch's own tests: its loader's, and its vhost-us
 check-bench: cargo ## The benches in short: that both sides move every packet, not how fast
 	@.ci/deps.sh build
 	$(CARGO) bench --profile dev --no-default-features --features stock -- --test
+
+check-tools: build-all ## What os-vif, libvirt, Neutron, sos and the like see, beside the stock ports (a part of check-vm)
+	@.ci/deps.sh test
+	$(E2E_ENV) $(E2E) tools/
 
 check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 	@.ci/deps.sh test

@@ -59,20 +59,31 @@ pub struct Ovs {
     options: Options,
     dir: PathBuf,
     ns: NetNs,
-    _ovsdb: Process,
+    ovsdb: Option<Process>,
     vswitchd: Option<Process>,
 }
 
 impl Ovs {
     /// Starts database and switch in `dir`, with one bridge `br0` that the observer is attached to.
     pub fn start(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
+        let mut ovs = Self::configured(options, dir, ns)?;
+        ovs.start_vswitchd()?;
+        ovs.vsctl(&format!(
+            "add-br br0 -- set Bridge br0 datapath_type=netdev -- add-port br0 {OBSERVER_PORT}"
+        ))?;
+        Ok(ovs)
+    }
+
+    /// Starts the database in `dir` and configures the switch in it, which does not run yet.
+    pub fn configured(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
+        create_database(&options.tree, dir)?;
         let ovsdb = start_database(&options.tree, dir)?;
-        let mut ovs = Ovs {
+        let ovs = Ovs {
             options,
             dir: dir.into(),
             ns: ns.clone(),
-            _ovsdb: ovsdb,
+            ovsdb: Some(ovsdb),
             vswitchd: None,
         };
         ovs.vsctl("--no-wait init")?;
@@ -85,11 +96,22 @@ impl Ovs {
         for setting in &ovs.options.other_config {
             ovs.vsctl(&format!("--no-wait set Open_vSwitch . other_config:{setting}"))?;
         }
-        ovs.start_vswitchd()?;
-        ovs.vsctl(&format!(
-            "add-br br0 -- set Bridge br0 datapath_type=netdev -- add-port br0 {OBSERVER_PORT}"
-        ))?;
         Ok(ovs)
+    }
+
+    /// Ends the database server; what is in the database stays.
+    pub fn stop_database(&mut self) -> Result<()> {
+        self.ovsdb
+            .take()
+            .context("ovsdb-server is not running")?
+            .kill_9()?;
+        std::fs::remove_file(self.dir.join("db.sock")).context("the database's socket")
+    }
+
+    /// Starts the database server again.
+    pub fn start_database(&mut self) -> Result<()> {
+        self.ovsdb = Some(start_database(&self.options.tree, &self.dir)?);
+        Ok(())
     }
 
     /// Starts vswitchd on the present database and waits until it has configured itself once.
@@ -231,32 +253,39 @@ impl Ovs {
 
     /// Runs ovs-vsctl and leaves it to the caller to judge: it exits 0 with a text on stderr when a port has an error.
     pub fn vsctl_finish(&self, args: &[&str]) -> Result<process::Finished> {
-        let mut command = Command::new(self.options.tree.join("utilities/ovs-vsctl"));
-        command.arg(format!("--db=unix:{}", self.dir.join("db.sock").display()));
+        let mut command = self.tool("ovs-vsctl");
         command
             .arg(format!("--timeout={}", 2 * PATIENCE.as_secs()))
             .args(args);
-        self.set_dirs(&mut command);
         process::finish(command, 3 * PATIENCE)
     }
 
     /// Runs ovs-appctl on vswitchd with space-separated `args`.
     pub fn appctl(&self, args: &str) -> Result<String> {
-        let mut command = Command::new(self.options.tree.join("utilities/ovs-appctl"));
-        command
-            .arg("-t")
-            .arg(self.dir.join("vswitchd.ctl"))
-            .args(args.split(' '));
-        self.set_dirs(&mut command);
+        let mut command = self.tool("ovs-appctl");
+        command.args(args.split(' '));
         process::run(command, 2 * PATIENCE)
     }
 
     /// Runs ovs-ofctl with space-separated `args`.
     pub fn ofctl(&self, args: &str) -> Result<String> {
-        let mut command = Command::new(self.options.tree.join("utilities/ovs-ofctl"));
+        let mut command = self.tool("ovs-ofctl");
         command.args(args.split(' '));
-        self.set_dirs(&mut command);
         process::run(command, 2 * PATIENCE)
+    }
+
+    /// A tool of Open vSwitch that finds this switch by itself, as on a host that has one.
+    pub fn tool(&self, name: &str) -> Command {
+        let place = match name {
+            "ovsdb-client" => "ovsdb",
+            _ => "utilities",
+        };
+        let mut command = Command::new(self.options.tree.join(place).join(name));
+        if name == "ovs-appctl" {
+            command.arg("-t").arg(self.dir.join("vswitchd.ctl"));
+        }
+        self.set_dirs(&mut command);
+        command
     }
 
     /// One column of a port's Interface row, as ovs-vsctl prints it (`[]` when empty), without quotes.
@@ -405,14 +434,17 @@ const DPDK_SETTINGS: [&str; 2] = [
     "other_config:dpdk-init=true",
 ];
 
-fn start_database(tree: &Path, dir: &Path) -> Result<Process> {
-    let (database, socket) = (dir.join("conf.db"), dir.join("db.sock"));
+fn create_database(tree: &Path, dir: &Path) -> Result<()> {
     let mut create = Command::new(tree.join("ovsdb/ovsdb-tool"));
     create
         .arg("create")
-        .arg(&database)
+        .arg(dir.join("conf.db"))
         .arg(tree.join("vswitchd/vswitch.ovsschema"));
-    process::run(create, PATIENCE)?;
+    process::run(create, PATIENCE).map(drop)
+}
+
+fn start_database(tree: &Path, dir: &Path) -> Result<Process> {
+    let (database, socket) = (dir.join("conf.db"), dir.join("db.sock"));
     let mut command = Command::new(tree.join("ovsdb/ovsdb-server"));
     command
         .arg(&database)

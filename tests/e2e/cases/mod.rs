@@ -17,6 +17,7 @@ mod policed;
 mod queues;
 mod soak;
 mod storm;
+mod tools;
 mod valgrind;
 mod vm;
 pub mod world;
@@ -280,6 +281,21 @@ const CASES: &[Case] = &[
         policed::without_dpdk,
     ),
     plugin("dpdk/kill-storm", &[Need::Testpmd], storm::kill_storm),
+    plugin(
+        "tools/iface-types",
+        &[Need::Hugepages],
+        tools::there_from_the_start,
+    ),
+    plugin("tools/os-vif", &[Need::Testpmd], tools::os_vif),
+    plugin("tools/libvirt-lookups", &[Need::Testpmd], tools::libvirt_lookups),
+    plugin("tools/neutron", &[Need::Testpmd], tools::neutron),
+    plugin("tools/network-exporter", &[Need::Testpmd], tools::exporter),
+    plugin("tools/collectd", &[Need::Testpmd], tools::collectd),
+    plugin("tools/tripleo-validations", &[Need::Testpmd], tools::tripleo),
+    plugin("tools/sos", &[Need::Testpmd], tools::sos),
+    plugin("tools/json", &[Need::Testpmd], tools::json),
+    plugin("tools/operator", &[Need::Testpmd], tools::operator),
+    plugin("tools/better", &[Need::Testpmd], tools::better_is_seen),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],
