@@ -1,15 +1,18 @@
 //! docs/features.md against the code: every bit that any port offers has its row and no other bit has one, and every test
 //! that a row names exists.
 
+#[path = "common/document.rs"]
+mod document;
 #[path = "common/names.rs"]
 mod names;
+#[path = "common/quoted.rs"]
+mod quoted;
 
-use std::fs;
-
-use names::{quoted, root, Names};
+use names::Names;
 use ovs_vhost::port::{features, protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::ProtocolFeatures;
 use ovs_vhost::virtio::features::{Features, NAMES};
+use quoted::quoted;
 
 /// A row: its bit, the name of the feature, and what shows it.
 struct Row {
@@ -27,20 +30,12 @@ impl Row {
 
 /// The rows below a heading of the document.
 fn rows(heading: &str) -> Vec<Row> {
-    let text = fs::read_to_string(root().join("docs/features.md")).expect("docs/features.md");
-    let (_, section) = text
-        .split_once(&format!("\n## {heading}\n"))
-        .unwrap_or_else(|| panic!("docs/features.md has no heading {heading}"));
-    let section = section.split("\n## ").next().unwrap_or_default();
-    section.lines().filter_map(row).collect()
+    let rows = document::rows("docs/features.md", heading);
+    rows.into_iter().filter_map(row).collect()
 }
 
-fn row(line: &str) -> Option<Row> {
-    let mut cells = line
-        .trim()
-        .trim_matches('|')
-        .split('|')
-        .map(|cell| cell.trim().to_owned());
+fn row(cells: Vec<String>) -> Option<Row> {
+    let mut cells = cells.into_iter();
     let bit = cells.next()?.parse().ok()?;
     let name = cells.next()?.trim_matches('`').to_owned();
     let cells = cells.collect();

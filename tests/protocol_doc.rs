@@ -1,29 +1,17 @@
 //! docs/protocol.md against the code: its tables say what is handled and offered, and must not say anything else.
 
-use std::path::Path;
+#[path = "common/document.rs"]
+mod document;
 
 use ovs_vhost::port::{features, protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::requests::{Gate, Row, TABLE};
 use ovs_vhost::vhost_user::ProtocolFeatures;
 
-/// The cells of every table line of the document that begins with a number, by the heading above it.
+/// The rows that begin with a number, of the table below a heading.
 fn table(heading: &str) -> Vec<Vec<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocol.md");
-    let text = std::fs::read_to_string(path).expect("docs/protocol.md");
-    let (_, section) = text
-        .split_once(&format!("\n## {heading}\n"))
-        .unwrap_or_else(|| panic!("no heading {heading}"));
-    let section = section.split("\n## ").next().unwrap_or_default();
-    section
-        .lines()
-        .filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()))
-        .map(|line| {
-            line.trim_matches('|')
-                .split('|')
-                .map(|cell| cell.trim().to_owned())
-                .collect()
-        })
-        .collect()
+    let mut rows = document::rows("docs/protocol.md", heading);
+    rows.retain(|cells| cells[0].starts_with(|c: char| c.is_ascii_digit()));
+    rows
 }
 
 fn needs(row: &Row) -> String {

@@ -1,27 +1,27 @@
 //! docs/security.md against the tests: what it says shows that an attack fails must exist, by that name.
 
+#[path = "common/document.rs"]
+mod document;
 #[path = "common/names.rs"]
 mod names;
+#[path = "common/quoted.rs"]
+mod quoted;
 
-use std::fs;
-
-use names::{quoted, root, Names};
+use document::rows;
+use names::Names;
+use quoted::quoted;
 
 /// The lines of the table of attacks: the attack, and the names in its last cell.
 fn attacks() -> Vec<(String, String)> {
-    let text = fs::read_to_string(root().join("docs/security.md")).expect("docs/security.md");
-    let (_, table) = text
-        .split_once("| attack | must come of it | shown by |")
-        .expect("the table of attacks");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with("| "));
-    rows.map(|line| {
-        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [attack, _, shown_by] = cells[..] else {
-            panic!("not three cells: {line}");
-        };
-        (attack.to_owned(), shown_by.to_owned())
-    })
-    .collect()
+    let rows = rows("docs/security.md", "Attacks, and what shows that they fail");
+    rows.into_iter()
+        .map(|cells| {
+            let [attack, _, shown_by] = &cells[..] else {
+                panic!("not three cells: {cells:?}");
+            };
+            (attack.clone(), shown_by.clone())
+        })
+        .collect()
 }
 
 #[test]

@@ -1,12 +1,9 @@
 //! The tests that documents name: whether there is one of that name.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// The repository's folder.
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::document::root;
 
 /// All tests and end-to-end cases.
 pub struct Names {
@@ -31,11 +28,6 @@ impl Names {
                 .any(|end| self.code.contains(&format!("fn {name}{end}"))),
         }
     }
-}
-
-/// What stands between backquotes.
-pub fn quoted(text: &str) -> impl Iterator<Item = &str> {
-    text.split('`').skip(1).step_by(2)
 }
 
 /// The text of every source file below `folder`.
