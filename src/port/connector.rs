@@ -5,14 +5,17 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+
+use super::address::Address;
+use super::denied::{self, Wanted};
 
 /// Connects to `path` without blocking: a Unix socket answers at once, with EAGAIN when its backlog is
 /// full.
 pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    net::connect(&socket, &Address::of_existing(path)?.unix)?;
     Ok(socket.into())
 }
 
@@ -35,6 +38,10 @@ pub(super) fn obstacle(path: &Path, error: &io::Error) -> Option<String> {
                 "options:vhost-server-path='{shown}' is {what}; it must be the front-end's socket"
             ))
         }
+        Some(libc::EACCES) => Some(format!(
+            "options:vhost-server-path='{shown}' cannot be connected to: {}",
+            denied::reason(path, Wanted::Connect)
+        )),
         _ => Some(format!(
             "options:vhost-server-path='{shown}' cannot be connected to: {error}"
         )),
@@ -57,6 +64,24 @@ mod tests {
         assert_eq!(obstacle_at(&path), None);
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert_eq!(obstacle_at(&path), None);
+    }
+
+    #[test]
+    fn a_socket_far_down_is_connected_to_and_waited_for_like_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(100)).join("d".repeat(100));
+        let path = deep.join("s".repeat(200));
+        assert_eq!(obstacle_at(&path), None);
+        std::fs::create_dir_all(&deep).unwrap();
+        assert_eq!(obstacle_at(&path), None);
+        // Whoever makes it comes by a shorter way.
+        let short = deep.join("s");
+        let _listens = crate::port::listener::Listener::bind(&short).unwrap();
+        std::fs::rename(&short, &path).unwrap();
+        connect(&path).expect("it is listened on");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(obstacle_at(&path).unwrap().contains("is a regular file"));
     }
 
     #[test]

@@ -11,9 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::options::MAX_SOCKET_PATH;
+use super::address::{fits_new, Address, MAX_FAR_NAME};
+use super::connector::connect;
+use super::denied::{self, Wanted};
 
 /// Front-ends that may wait to be accepted: the stock ports' backlog.
 const BACKLOG: i32 = 128;
@@ -21,9 +23,17 @@ const BACKLOG: i32 = 128;
 /// Why a server port could not listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The path does not fit a socket address.
-    #[error("'{path}' has {0} bytes; a socket's path has at most {MAX_SOCKET_PATH}", path = .1.display())]
-    TooLong(usize, PathBuf),
+    /// The path leads nowhere a socket can be made.
+    #[error("'{}' is too long: beyond 107 bytes, the name of a socket has at most {MAX_FAR_NAME}", .0.display())]
+    TooLong(PathBuf),
+    /// The system does not let this process make it there.
+    #[error("cannot bind '{}': {reason}", .path.display())]
+    Denied {
+        /// Which path.
+        path: PathBuf,
+        /// Who lacks what.
+        reason: String,
+    },
     /// Something other than a socket has this name.
     #[error("'{}' exists and is not a socket; it is not ours to remove", .0.display())]
     NotASocket(PathBuf),
@@ -46,7 +56,8 @@ impl ListenError {
     /// The positive errno that Open vSwitch shows for it.
     pub fn errno(&self) -> i32 {
         match self {
-            ListenError::TooLong(..) => libc::ENAMETOOLONG,
+            ListenError::TooLong(_) => libc::ENAMETOOLONG,
+            ListenError::Denied { .. } => libc::EACCES,
             ListenError::NotASocket(_) => libc::EEXIST,
             ListenError::InUse(_) => libc::EADDRINUSE,
             ListenError::System { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
@@ -90,42 +101,28 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 impl Listener {
     /// Listens on `path`. A stale socket there is replaced. Does not block.
     pub(super) fn bind(path: &Path) -> Result<Listener, ListenError> {
-        let system = |what| {
-            let path = path.to_owned();
-            move |error: Errno| ListenError::System {
-                what,
-                path,
-                error: error.into(),
-            }
-        };
-        let bytes = path.as_os_str().len();
-        if bytes > MAX_SOCKET_PATH {
-            return Err(ListenError::TooLong(bytes, path.to_owned()));
+        if !fits_new(path) {
+            return Err(ListenError::TooLong(path.to_owned()));
         }
-        let address = SocketAddrUnix::new(path).map_err(system("cannot name"))?;
+        let address = Address::of_new(path).map_err(system("cannot name", path))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(system("cannot create a socket for"))?;
-        match net::bind(&socket, &address) {
+            .map_err(system("cannot create a socket for", path))?;
+        match net::bind(&socket, &address.unix) {
             Err(Errno::ADDRINUSE) => {
                 remove_if_stale(path)?;
-                net::bind(&socket, &address)
+                net::bind(&socket, &address.unix)
             }
             result => result,
         }
-        .map_err(system("cannot bind"))?;
-        let identity = identity(path).map_err(|error| ListenError::System {
-            what: "cannot look at",
-            path: path.to_owned(),
-            error,
-        })?;
+        .map_err(system("cannot bind", path))?;
         let file = SocketFile {
             path: path.to_owned(),
-            identity,
+            identity: identity(path).map_err(system("cannot look at", path))?,
         };
         if let Err(error) = net::listen(&socket, BACKLOG) {
             file.remove();
-            return Err(system("cannot listen on")(error));
+            return Err(system("cannot listen on", path)(error));
         }
         Ok(Listener { socket, file })
     }
@@ -150,26 +147,37 @@ impl AsFd for Listener {
     }
 }
 
+/// What a failed system call comes to, which was to do `what` with `path`.
+fn system<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl Fn(E) -> ListenError {
+    let path = path.to_owned();
+    move |error| {
+        let (path, error) = (path.clone(), error.into());
+        match error.raw_os_error() {
+            Some(libc::EACCES) => ListenError::Denied {
+                reason: denied::reason(&path, Wanted::Create),
+                path,
+            },
+            _ => ListenError::System { what, path, error },
+        }
+    }
+}
+
 /// Removes a socket that nobody listens on; refuses to touch anything else.
 fn remove_if_stale(path: &Path) -> Result<(), ListenError> {
-    let system = |what| {
-        let path = path.to_owned();
-        move |error| ListenError::System { what, path, error }
-    };
     let meta = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        meta => meta.map_err(system("cannot look at"))?,
+        meta => meta.map_err(system("cannot look at", path))?,
     };
     if !meta.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
-    match super::connector::connect(path) {
+    match connect(path) {
         Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {
             log::info!(
                 "'{}' is left over from a process that is gone; replacing it",
                 path.display()
             );
-            std::fs::remove_file(path).map_err(system("cannot remove the stale socket"))
+            std::fs::remove_file(path).map_err(system("cannot remove the stale socket", path))
         }
         _ => Err(ListenError::InUse(path.to_owned())),
     }
@@ -236,13 +244,32 @@ mod tests {
     }
 
     #[test]
-    fn a_path_too_long_for_a_socket_is_refused_by_name() {
-        let path = Path::new("/tmp").join("x".repeat(103));
+    fn a_socket_far_down_is_made_connected_to_recognised_when_stale_and_removed() {
+        let dir = directory();
+        let deep = dir.path().join("d".repeat(100)).join("d".repeat(100));
+        std::fs::create_dir_all(&deep).unwrap();
+        let path = deep.join("s".repeat(MAX_FAR_NAME));
+        let stale = Listener::bind(&path).unwrap();
         let error = Listener::bind(&path).unwrap_err();
+        assert!(matches!(error, ListenError::InUse(_)), "{error}");
+        drop(stale);
+        let listener = Listener::bind(&path).expect("nobody listens there any more");
+        connect(&path).unwrap();
+        assert!(listener.accept().unwrap().is_some());
+        listener.file().remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_socket_far_down_is_refused_by_name() {
+        for (bytes, fits) in [(102, true), (103, false)] {
+            let path = Path::new("/tmp").join("x".repeat(bytes));
+            assert_eq!(fits_new(&path), fits, "{bytes}");
+        }
+        let far = Path::new("/tmp").join("d".repeat(100)).join("x".repeat(86));
+        let error = Listener::bind(&far).unwrap_err();
         assert_eq!(error.errno(), libc::ENAMETOOLONG);
-        assert!(error
-            .to_string()
-            .ends_with("has 108 bytes; a socket's path has at most 107"));
+        assert!(error.to_string().ends_with("has at most 85"), "{error}");
     }
 
     #[test]

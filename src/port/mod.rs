@@ -4,7 +4,8 @@
 //! Read in this order:
 //!
 //! * `options`, `lifecycle`, `tx_map`, `journal`, `events`: pure parts; time and bytes come in as arguments.
-//! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side.
+//! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side; `address`: how the
+//!   kernel is told of it; `denied`: why it would not have it.
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
 //! * `policing`: what of the packets a port lets pass, where the operator limits them.
 //! * `offer`: the features a port has.
@@ -22,12 +23,14 @@
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
 //!   of them does with it.
 
+mod address;
 mod announce;
 mod attachment;
 mod config_space;
 mod connector;
 mod control;
 mod control_side;
+mod denied;
 mod describe;
 mod device;
 mod device_state;
@@ -50,6 +53,8 @@ mod portrait;
 mod postcopy;
 mod shared;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod tx_map;
 mod watch;
 

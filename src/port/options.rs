@@ -7,6 +7,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use super::address::MAX_PATH;
+
 /// Which end of the socket Open vSwitch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -31,8 +33,6 @@ pub const MTU_RANGE: RangeInclusive<u32> = 68..=9702;
 /// `options:tx-retries-max`: attempts after a partial send.
 pub const TX_RETRIES_RANGE: RangeInclusive<u32> = 0..=32;
 const TX_RETRIES_DEFAULT: u32 = 8;
-/// Bytes of `sockaddr_un.sun_path` less its terminator.
-pub(super) const MAX_SOCKET_PATH: usize = 107;
 
 /// A port's options, valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +96,8 @@ fn client_path(text: &str) -> Result<PathBuf, Complaint> {
              the path of the front-end's socket"
                 .into(),
         )),
-        n if n > MAX_SOCKET_PATH => Err(Complaint(format!(
-            "options:vhost-server-path='{text}' has {n} bytes; a socket's path has at most {MAX_SOCKET_PATH}"
+        n if n > MAX_PATH => Err(Complaint(format!(
+            "options:vhost-server-path='{text}' has {n} bytes; a path has at most {MAX_PATH}"
         ))),
         _ => Ok(PathBuf::from(text)),
     }
@@ -179,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_may_have_107_bytes_and_not_one_more() {
-        let longest = format!("/{}", "p".repeat(106));
+    fn a_path_may_be_as_long_as_paths_can_be_and_not_one_byte_more() {
+        let longest = format!("/{}", "p".repeat(4094));
         assert!(client(&[("vhost-server-path", &longest)]).1.is_empty());
         let (options, complaints) = client(&[("vhost-server-path", &format!("{longest}p"))]);
         assert_eq!(options.server_path, None);
-        assert!(complaints[0].contains("has 108 bytes; a socket's path has at most 107"));
+        assert!(complaints[0].contains("has 4096 bytes; a path has at most 4095"));
     }
 
     #[test]

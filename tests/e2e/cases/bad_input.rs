@@ -75,7 +75,7 @@ fn mistakes(world: &World, users: &Path) -> Result<Vec<Mistake>> {
         says: says.iter().map(|text| text.to_string()).collect(),
     };
     let file = |name: &str| users.join(name).display().to_string();
-    let long = format!("{}/{}", users.display(), "x".repeat(120));
+    let long = format!("{}/{}", users.display(), "x".repeat(4096));
     let taken = world.port(Kind::Client, "good").socket.display().to_string();
     let retries = |what, port: &str, value: &str| Mistake {
         what,
@@ -106,7 +106,7 @@ fn mistakes(world: &World, users: &Path) -> Result<Vec<Mistake>> {
             "path too long",
             "bad-long",
             Some(long.clone()),
-            &["vhost-server-path", &long, "107"],
+            &["vhost-server-path", &long, "4095"],
         ),
         client(
             "path is a directory",
@@ -124,7 +124,7 @@ fn mistakes(world: &World, users: &Path) -> Result<Vec<Mistake>> {
             "path may not be read",
             "bad-locked",
             Some(file("locked/sock")),
-            &[&file("locked/sock")],
+            &[&file("locked/sock"), "user 0 may not search", &file("locked")],
         ),
         client(
             "path of another port",
