@@ -210,9 +210,12 @@ inject_panic(struct unixctl_conn *conn, int argc OVS_UNUSED,
 static int
 plugin_init(const struct smap *other_config)
 {
+    size_t n;
+    struct ovsv_option *options = pairs_from_smap(other_config, &n);
     const struct ovsv_config config = {
         .rundir = ovs_rundir(),
-        .vhost_sock_dir = smap_get(other_config, "vhost-sock-dir"),
+        .other_config = options,
+        .n_other_config = n,
         .tso = smap_get_bool(other_config, "userspace-tso-enable", false),
         .iommu = smap_get_bool(other_config, "vhost-iommu-support", false),
         .postcopy = smap_get_bool(other_config, "vhost-postcopy-support",
@@ -221,6 +224,7 @@ plugin_init(const struct smap *other_config)
     };
     int error = ovsv.init(&config);
 
+    free(options);
     if (error) {
         return error;
     }

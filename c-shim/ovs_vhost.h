@@ -62,20 +62,21 @@ enum ovsv_site {
     OVSV_CONTROL,
 };
 
+/* A key of a column of the database, and its value. */
+struct ovsv_option {
+    const char *key;
+    const char *value;
+};
+
 /* What the plugin needs to know of Open vSwitch's configuration, read once. */
 struct ovsv_config {
     const char *rundir;         /* Where sockets live. */
-    const char *vhost_sock_dir; /* other_config:vhost-sock-dir, or NULL. */
+    const struct ovsv_option *other_config; /* Open_vSwitch's, whole. */
+    size_t n_other_config;
     bool tso;                   /* other_config:userspace-tso-enable. */
     bool iommu;                 /* other_config:vhost-iommu-support. */
     bool postcopy;              /* other_config:vhost-postcopy-support. */
     bool memory_locked;         /* ovs-vswitchd runs with --mlockall. */
-};
-
-/* One option of an interface. */
-struct ovsv_option {
-    const char *key;
-    const char *value;
 };
 
 /* What a port is like since its last port_reconfigure(). */
@@ -180,10 +181,11 @@ typedef void ovsv_counter_cb(void *aux, const char *name, size_t name_len,
 struct ovsv_entries {
     /* Prepares the plugin: log, panic hook, environment of ports to come.
      * Main, once, before any other entry, when the process has daemonized.
-     * Does not block.  Returns 0 or a positive errno; panic: EFAULT. */
+     * Looks up users that other_config names.  Returns 0 or a positive errno; panic: EFAULT. */
     int (*init)(const struct ovsv_config *);
 
-    /* Creates the port of 'netdev'; a server port listens from here on.
+    /* Creates the port of 'netdev'; a server port has its socket from here on,
+     * and listens from its first port_set_config() on.
      * Stores it in '*portp', owned by the caller.  Main, under Open vSwitch's
      * netdev_mutex.  Makes system calls on the socket, waits for nobody.
      * Returns 0 or a positive errno; panic: EFAULT. */
@@ -197,8 +199,8 @@ struct ovsv_entries {
     void (*port_destroy)(struct ovsv_port *port);
 
     /* Takes the interface's options.  Gives 'error' one text if they are
-     * refused.  Main; does not block.  Returns 0 or a positive errno; panic:
-     * EFAULT. */
+     * refused.  Main; looks up users that the options name, and waits for no
+     * peer.  Returns 0 or a positive errno; panic: EFAULT. */
     int (*port_set_config)(struct ovsv_port *port,
                            const struct ovsv_option *options, size_t n_options,
                            ovsv_text_cb *error, void *aux);

@@ -1,5 +1,6 @@
 //! A whole port without Open vSwitch: its sockets, its control thread, its rings, driven by rust-vmm's
-//! `Frontend` and by front-ends that misbehave. In `port/`: that front-end, what it lends, and what is told of it.
+//! `Frontend` and by front-ends that misbehave. In `port/`: that front-end, what it lends, what is told of it, and what
+//! options change.
 
 mod common;
 #[path = "port/describe.rs"]
@@ -8,6 +9,8 @@ mod describe;
 mod guest;
 #[path = "port/memory.rs"]
 mod memory;
+#[path = "port/settings.rs"]
+mod settings;
 
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd};
@@ -130,7 +133,7 @@ fn counters_and_queue_count_outlive_a_front_end() {
             "{name} is missing from {names:?}"
         );
     }
-    assert_eq!(names.len(), 6 + 4 * 17 + 4);
+    assert_eq!(names.len(), 6 + 4 * 17 + 5);
 }
 
 #[test]

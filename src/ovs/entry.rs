@@ -5,6 +5,7 @@
 //! been to `port_destroy`; a `queue` came out of `port_rx_queue` for that port.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
 
@@ -21,7 +22,7 @@ use super::host::{name_control_thread, Netdev};
 use super::qos;
 use crate::datapath::{Queue, RxSlot};
 use crate::panics;
-use crate::port::{indented, postcopy_support, Environment, Port, Switches};
+use crate::port::{indented, Environment, Port, Settings, Switches};
 
 /// The table for the shim. A row of another type than the header's does not compile.
 static ENTRIES: ovsv_entries = ovsv_entries {
@@ -93,21 +94,26 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
     guard_portless("init", || {
         // SAFETY: C gives a configuration, valid during the call.
         let config = unsafe { &*config };
-        // SAFETY: C gives a terminated string or NULL, valid during the call.
-        let sock_dir = unsafe { convert::text("other_config:vhost-sock-dir", config.vhost_sock_dir) };
-        let sock_dir = sock_dir.unwrap_or_else(|complaint| {
-            ::log::error!("{complaint}");
-            None
-        });
+        // SAFETY: C gives pairs of terminated strings, valid during the call.
+        let other_config =
+            unsafe { convert::options("other_config", config.other_config, config.n_other_config) };
         announce_iommu(config);
-        let switches = Switches {
-            tso: config.tso,
-            iommu: config.iommu,
-            postcopy: postcopy_support(config.postcopy, config.memory_locked),
+        let settings = Settings {
+            // SAFETY: C gives a terminated string, valid during the call.
+            rundir: unsafe { convert::path(config.rundir) },
+            sock_dirs: &sock_dirs(),
+            other_config: &other_config.unwrap_or_else(|complaint| {
+                ::log::error!("{complaint}");
+                Vec::new()
+            }),
+            switches: Switches {
+                tso: config.tso,
+                iommu: config.iommu,
+                postcopy: config.postcopy,
+            },
+            memory_locked: config.memory_locked,
         };
-        // SAFETY: C gives a terminated string, valid during the call.
-        let rundir = unsafe { convert::path(config.rundir) };
-        match Environment::new(rundir, sock_dir, switches, name_control_thread) {
+        match Environment::new(&settings, name_control_thread) {
             Ok(environment) => ENVIRONMENT.set(environment).map_or(libc::EALREADY, |()| 0),
             Err(error) => {
                 ::log::error!("cannot start the control thread of the vhost-user ports: {error}");
@@ -115,6 +121,13 @@ unsafe extern "C" fn init(config: *const ovsv_config) -> c_int {
             }
         }
     })
+}
+
+/// Directories that the administrator lets the database name: from the environment, which the database does not reach.
+fn sock_dirs() -> Vec<PathBuf> {
+    std::env::var_os("OVS_VHOST_SOCK_DIRS")
+        .map(|listed| std::env::split_paths(&listed).collect())
+        .unwrap_or_default()
 }
 
 /// The stock line on a switch.

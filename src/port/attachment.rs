@@ -68,10 +68,10 @@ pub(super) struct Heard {
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>, now: Instant) -> Attachment {
         let offer = Offer {
-            features: offer::features(port.mode, port.switches).0,
+            features: offer::features(port.mode, port.defaults.options.switches).0,
             protocol_features: offer::protocol_features(
                 port.mode(),
-                port.switches,
+                port.defaults.options.switches,
                 port.mtu_requested.load(Ordering::Relaxed),
             )
             .0,

@@ -48,6 +48,15 @@ pub(super) fn obstacle(path: &Path, error: &io::Error) -> Option<String> {
     }
 }
 
+/// The system's words for an error, without the number that Rust appends.
+pub(super) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,7 +85,8 @@ mod tests {
         assert_eq!(obstacle_at(&path), None);
         // Whoever makes it comes by a shorter way.
         let short = deep.join("s");
-        let _listens = crate::port::listener::Listener::bind(&short).unwrap();
+        let listener = crate::port::listener::Listener::bind(&short).unwrap();
+        listener.listen().unwrap();
         std::fs::rename(&short, &path).unwrap();
         connect(&path).expect("it is listened on");
         std::fs::remove_file(&path).unwrap();

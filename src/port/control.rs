@@ -27,8 +27,10 @@ use super::watch::Watches;
 
 /// What main asks of the control thread.
 pub(super) enum Command {
-    /// Serve this port from now on.
-    Add(Arc<Port>, Option<Listener>),
+    /// Serve this port from now on; server mode: its socket is there.
+    Add(Arc<Port>, Option<PathBuf>),
+    /// Server mode: front-ends may knock.
+    Listen(PortId, Listener),
     /// Client mode: connect it to this path from now on, or to nothing.
     Configure(PortId, Option<PathBuf>),
     /// Forget it: take down its connection, its rings and its socket.
@@ -315,15 +317,12 @@ impl ControlThread {
 
     fn obey(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Add(port, listener) => {
-                let peer = Peer::new(port, listener, now);
-                if let Err(error) = peer.register(&self.reactor) {
-                    log::error!(
-                        "port '{}': cannot wait for front-ends: {error}",
-                        peer.port().name()
-                    );
-                }
+            Command::Add(port, socket) => {
+                let peer = Peer::new(port, socket, now);
                 self.peers.insert(peer.id(), peer);
+            }
+            Command::Listen(id, listener) => {
+                self.with(id, |peer, reactor| peer.listen(listener, reactor, now));
             }
             Command::Configure(id, path) => {
                 match path {

@@ -2,6 +2,7 @@
 //! the same: the tree indented, or the tree as JSON.
 
 use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use serde_json::{json, Map, Value};
@@ -26,12 +27,33 @@ impl Port {
             }
         });
         put("socket", json!(self.path()));
+        self.describe_settings(&mut put);
         self.describe_limits(&mut put);
         let portrait = self.portrait.lock().clone();
         if let Some(portrait) = portrait {
             self.describe_front_end(&portrait, &mut put);
         }
         Value::Object(tree)
+    }
+
+    /// What options made of the port.
+    fn describe_settings(&self, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {
+        let file = self
+            .door
+            .lock()
+            .as_ref()
+            .map(|door| door.file().path().to_owned());
+        if let Some(meta) = file.and_then(|path| path.symlink_metadata().ok()) {
+            let protection = json!({
+                "owner": meta.uid(),
+                "group": meta.gid(),
+                "mode": format!("{:04o}", meta.mode() & 0o7777),
+            });
+            put("socket-file", protection);
+        }
+        if let Some(users) = &self.options.lock().allowed_users {
+            put("allowed-uids", json!(users));
+        }
     }
 
     fn describe_limits(&self, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {

@@ -1,21 +1,24 @@
-//! The server's side of a socket file: made, recognised when stale, and removed only when it is ours.
+//! The server's side of a socket file: made, protected, recognised when stale, and removed only when it is ours.
 //!
 //! A vswitchd that was killed leaves its sockets behind, and `bind` refuses a path that exists. What
 //! stands there is removed only when it is a socket that nobody answers on; a socket that is alive and
 //! anything that is not a socket belong to somebody else.
 
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-use super::address::{fits_new, Address, MAX_FAR_NAME};
+use super::address::{fits_new, of_descriptor, Address, MAX_FAR_NAME};
 use super::connector::connect;
 use super::denied::{self, Wanted};
+use super::protection::Protection;
 
 /// Front-ends that may wait to be accepted: the stock ports' backlog.
 const BACKLOG: i32 = 128;
@@ -37,6 +40,17 @@ pub enum ListenError {
     /// Something other than a socket has this name.
     #[error("'{}' exists and is not a socket; it is not ours to remove", .0.display())]
     NotASocket(PathBuf),
+    /// The file cannot be given to whom it should belong to. Its permissions are as they were asked for.
+    #[error("the owner of '{}' stays as it is: {error}", .path.display())]
+    Owner {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file that was made is not there any more, or another has its name.
+    #[error("'{}' is not the socket that was made there", .0.display())]
+    Replaced(PathBuf),
     /// Another process listens here.
     #[error("'{}' is in use: another process listens on it", .0.display())]
     InUse(PathBuf),
@@ -59,13 +73,16 @@ impl ListenError {
             ListenError::TooLong(_) => libc::ENAMETOOLONG,
             ListenError::Denied { .. } => libc::EACCES,
             ListenError::NotASocket(_) => libc::EEXIST,
+            ListenError::Replaced(_) => libc::ENOENT,
             ListenError::InUse(_) => libc::EADDRINUSE,
-            ListenError::System { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+            ListenError::Owner { error, .. } | ListenError::System { error, .. } => {
+                error.raw_os_error().unwrap_or(libc::EIO)
+            }
         }
     }
 }
 
-/// A listening socket and the file that names it.
+/// A socket and the file that names it. Nobody can connect to it before [`listen`](Self::listen).
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: OwnedFd,
@@ -76,7 +93,8 @@ pub(super) struct Listener {
 #[derive(Clone, Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// As the system made it.
+    born: Metadata,
 }
 
 impl SocketFile {
@@ -86,20 +104,49 @@ impl SocketFile {
 
     /// Removes the file, unless something else has taken its name.
     pub(super) fn remove(&self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|now| self.is(&now)) {
             // A failure leaves a stale socket, which the next listener recognises.
             let _ = std::fs::remove_file(&self.path);
         }
     }
-}
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = std::fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
+    /// Whose file it is from now on, and who may connect. In between nobody may: no moment has the old permissions with
+    /// the new owner. Others may write to the directory and exchange what has this name, so it is the file that is
+    /// changed, and only if it is ours.
+    pub(super) fn protect(&self, wanted: &Protection) -> Result<(), ListenError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file: File = fs::open(&self.path, flags, Mode::empty())
+            .map_err(system("cannot open", &self.path))?
+            .into();
+        if !file.metadata().is_ok_and(|now| self.is(&now)) {
+            return Err(ListenError::Replaced(self.path.clone()));
+        }
+        let file = OwnedFd::from(file);
+        let allow = |mode| {
+            fs::chmod(of_descriptor(&file), Mode::from_raw_mode(mode))
+                .map_err(system("cannot set the permissions of", &self.path))
+        };
+        allow(0)?;
+        let owner = wanted.owner.unwrap_or(self.born.uid());
+        let group = wanted.group.unwrap_or(self.born.gid());
+        let (user, group) = (Uid::from_raw(owner), Gid::from_raw(group));
+        let given = fs::chownat(&file, "", Some(user), Some(group), AtFlags::EMPTY_PATH).map_err(|error| {
+            ListenError::Owner {
+                path: self.path.clone(),
+                error: error.into(),
+            }
+        });
+        allow(wanted.mode.unwrap_or(self.born.mode() & 0o777))?;
+        given
+    }
+
+    fn is(&self, other: &Metadata) -> bool {
+        (other.dev(), other.ino()) == (self.born.dev(), self.born.ino())
+    }
 }
 
 impl Listener {
-    /// Listens on `path`. A stale socket there is replaced. Does not block.
+    /// Makes a socket at `path`. A stale one there is replaced. Does not block.
     pub(super) fn bind(path: &Path) -> Result<Listener, ListenError> {
         if !fits_new(path) {
             return Err(ListenError::TooLong(path.to_owned()));
@@ -118,13 +165,14 @@ impl Listener {
         .map_err(system("cannot bind", path))?;
         let file = SocketFile {
             path: path.to_owned(),
-            identity: identity(path).map_err(system("cannot look at", path))?,
+            born: std::fs::symlink_metadata(path).map_err(system("cannot look at", path))?,
         };
-        if let Err(error) = net::listen(&socket, BACKLOG) {
-            file.remove();
-            return Err(system("cannot listen on", path)(error));
-        }
         Ok(Listener { socket, file })
+    }
+
+    /// Lets front-ends in from now on.
+    pub(super) fn listen(&self) -> Result<(), ListenError> {
+        net::listen(&self.socket, BACKLOG).map_err(system("cannot listen on", &self.file.path))
     }
 
     pub(super) fn file(&self) -> &SocketFile {
@@ -186,10 +234,24 @@ fn remove_if_stale(path: &Path) -> Result<(), ListenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::testing::as_user;
     use std::os::unix::net::{UnixDatagram, UnixListener};
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
+    }
+
+    /// A socket that is listened on.
+    fn listening(path: &Path) -> Listener {
+        let listener = Listener::bind(path).expect("nobody listens there");
+        listener.listen().unwrap();
+        listener
+    }
+
+    /// Owner, group and permissions.
+    fn of(path: &Path) -> (u32, u32, u32) {
+        let meta = path.symlink_metadata().unwrap();
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777)
     }
 
     #[test]
@@ -197,7 +259,7 @@ mod tests {
         let dir = directory();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&path).expect("nobody listens there");
+        let listener = listening(&path);
         UnixStream::connect(&path).unwrap();
         assert!(listener.accept().unwrap().is_some());
     }
@@ -249,11 +311,11 @@ mod tests {
         let deep = dir.path().join("d".repeat(100)).join("d".repeat(100));
         std::fs::create_dir_all(&deep).unwrap();
         let path = deep.join("s".repeat(MAX_FAR_NAME));
-        let stale = Listener::bind(&path).unwrap();
+        let stale = listening(&path);
         let error = Listener::bind(&path).unwrap_err();
         assert!(matches!(error, ListenError::InUse(_)), "{error}");
         drop(stale);
-        let listener = Listener::bind(&path).expect("nobody listens there any more");
+        let listener = listening(&path);
         connect(&path).unwrap();
         assert!(listener.accept().unwrap().is_some());
         listener.file().remove();
@@ -277,5 +339,88 @@ mod tests {
         let error = Listener::bind(Path::new("/nonexistent/dir/s")).unwrap_err();
         assert_eq!(error.errno(), libc::ENOENT);
         assert!(error.to_string().contains("/nonexistent/dir/s"));
+    }
+
+    #[test]
+    fn nobody_connects_between_bind_and_listen_whatever_the_permissions_are() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        let open = Protection {
+            mode: Some(0o777),
+            ..Protection::default()
+        };
+        listener.file().protect(&open).unwrap();
+        let refused = |result: io::Result<UnixStream>| result.unwrap_err().kind();
+        assert_eq!(refused(connect(&path)), io::ErrorKind::ConnectionRefused);
+        listener.listen().unwrap();
+        connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_has_the_owner_and_the_permissions_asked_for_and_gets_its_own_back() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let listener = listening(&path);
+        let born = of(&path);
+        let others = Protection {
+            owner: Some(12345),
+            group: Some(23456),
+            mode: Some(0o600),
+        };
+        if as_user(12345, || ()).is_none() {
+            return;
+        }
+        listener.file().protect(&others).unwrap();
+        assert_eq!(of(&path), (12345, 23456, 0o600));
+        let may_connect = |user| as_user(user, || connect(&path).is_ok());
+        assert_eq!(
+            (may_connect(12345), may_connect(12346)),
+            (Some(true), Some(false))
+        );
+        listener.file().protect(&Protection::default()).unwrap();
+        assert_eq!(of(&path), born);
+    }
+
+    #[test]
+    fn who_may_not_give_a_socket_away_still_sets_its_permissions() {
+        let dir = directory();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let path = dir.path().join("s");
+        let wanted = Protection {
+            owner: Some(0),
+            mode: Some(0o640),
+            ..Protection::default()
+        };
+        let failed = as_user(12345, || listening(&path).file().protect(&wanted).unwrap_err());
+        let Some(error) = failed else { return };
+        assert!(matches!(error, ListenError::Owner { .. }), "{error}");
+        assert_eq!((of(&path).0, of(&path).2), (12345, 0o640));
+    }
+
+    #[test]
+    fn what_took_the_sockets_name_is_not_given_to_anybody() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let wanted = Protection {
+            mode: Some(0o777),
+            ..Protection::default()
+        };
+        let before = of(&victim);
+        for attack in [
+            std::fs::hard_link,
+            std::os::unix::fs::symlink::<&PathBuf, &PathBuf>,
+        ] {
+            attack(&victim, &path).unwrap();
+            let error = listener.file().protect(&wanted).unwrap_err();
+            assert!(matches!(error, ListenError::Replaced(_)), "{error}");
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(of(&victim), before);
     }
 }

@@ -1,5 +1,6 @@
 //! A port as Open vSwitch's main thread uses it: configure, ask, delete. Nothing here waits for a peer.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use crate::datapath::Queue;
@@ -13,9 +14,20 @@ impl Port {
     /// Takes `Interface.options`. A bad value is logged, shown in `status`, and leaves its default in
     /// force: the port exists whatever its options say.
     pub fn set_config(&self, given: &[(&str, &str)]) {
-        let (options, complaints) = Options::parse(self.mode, given);
-        let complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
-        // Open vSwitch calls this at every change of the database: complain once.
+        // Open vSwitch calls this at every change of the database. Where all was well, users are not looked up again.
+        let copy = given
+            .iter()
+            .map(|(key, text)| (key.to_string(), text.to_string()));
+        let copy: BTreeMap<String, String> = copy.collect();
+        if self.given.lock().as_ref() == Some(&copy) {
+            return;
+        }
+        let (options, complaints) = Options::parse(self.mode, given, &self.defaults);
+        let mut complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
+        *self.options.lock() = options.clone();
+        complaints.extend(self.open(&options));
+        *self.given.lock() = complaints.is_empty().then_some(copy);
+        // Complain once.
         if *self.complaints.lock() != complaints {
             complaints
                 .iter()
@@ -46,6 +58,21 @@ impl Port {
                     .send(Command::Configure(self.id, options.server_path));
             }
         }
+    }
+
+    /// Server mode: settles who may connect, then lets front-ends in. Says what is wrong.
+    fn open(&self, options: &Options) -> Vec<String> {
+        let mut door = self.door.lock();
+        let Some(door) = &mut *door else {
+            return Vec::new();
+        };
+        let mut wrong: Vec<String> = door.protect(options.protection).into_iter().collect();
+        match door.open() {
+            Ok(Some(listener)) => self.control.send(Command::Listen(self.id, listener)),
+            Ok(None) => {}
+            Err(error) => wrong.push(error.to_string()),
+        }
+        wrong
     }
 
     /// Asks for an MTU, which the next reconfigure makes live.
@@ -83,10 +110,10 @@ impl Port {
     /// when this returns, its connection is left to the control thread, its netdev is never called again.
     pub fn close(&self) {
         self.open.store(false, Ordering::Relaxed);
-        if let Some(file) = self.file.lock().take() {
-            file.remove();
+        if let Some(door) = self.door.lock().take() {
+            door.file().remove();
             if let Some(host) = &*self.host.lock() {
-                host.keep_at_exit(file.path());
+                host.keep_at_exit(door.file().path());
             }
         }
         *self.host.lock() = None;
@@ -179,6 +206,10 @@ impl Port {
     /// The named counters: the stock ones in the stock order.
     pub fn custom_stats(&self, emit: &mut dyn FnMut(&str, u64)) {
         stats::custom(self.live_queues(), &self.drops, emit);
+        emit(
+            "ovs_vhost_refused_front_ends",
+            self.refused.load(Ordering::Relaxed),
+        );
     }
 
     fn live_queues(&self) -> &[Queue] {

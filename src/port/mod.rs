@@ -4,6 +4,8 @@
 //! Read in this order:
 //!
 //! * `options`, `lifecycle`, `tx_map`, `journal`, `events`: pure parts; time and bytes come in as arguments.
+//! * `sock_dir`, `protection`, `door`, `entrance`: where server sockets are, who may connect to them, that nobody can before
+//!   that is settled, and who is let in.
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side; `address`: how the
 //!   kernel is told of it; `denied`: why it would not have it.
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
@@ -34,7 +36,9 @@ mod denied;
 mod describe;
 mod device;
 mod device_state;
+mod door;
 mod drain;
+mod entrance;
 mod errand;
 mod events;
 mod in_flight;
@@ -51,7 +55,9 @@ mod policing;
 mod poll_side;
 mod portrait;
 mod postcopy;
+mod protection;
 mod shared;
+mod sock_dir;
 mod stats;
 #[cfg(test)]
 mod testing;
@@ -61,9 +67,9 @@ mod watch;
 pub use describe::indented;
 pub use listener::ListenError;
 pub use offer::{features, protocol_features, Switches};
-pub use options::{socket_directory, Mode, MTU_RANGE, TX_RETRIES_RANGE};
-pub use postcopy::postcopy_support;
-pub use shared::{Environment, Host, Port, PortError, Topology};
+pub use options::{Mode, MTU_RANGE, TX_RETRIES_RANGE};
+pub use shared::{Environment, Host, Port, PortError, Settings, Topology};
+pub use sock_dir::socket_directory;
 pub use stats::Stats;
 
 /// Queue pairs a port can have (VHOST_MAX_QUEUE_PAIRS of the stock ports).

@@ -1,13 +1,15 @@
-//! What users set, made typed: `Interface.options`, and the directory of server sockets.
+//! What users set, made typed: `Interface.options`, and what `other_config` says for ports that say nothing themselves.
 //!
 //! A bad value never takes a port away (a cloud's port must exist before its VM does); it leaves the
 //! default in force and a [`Complaint`] that names the option, its value and what is allowed.
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::address::MAX_PATH;
+use super::offer::Switches;
+use super::protection::{self, Protection};
 
 /// Which end of the socket Open vSwitch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,12 @@ pub(super) struct Options {
     pub server_path: Option<PathBuf>,
     /// Attempts to send what did not fit, after a send that made some progress.
     pub tx_retries: u32,
+    /// What the port is to have of what the operator switches on for all.
+    pub switches: Switches,
+    /// Its socket's file (server mode).
+    pub protection: Protection,
+    /// The users whose front-ends are let in (server mode). None: whoever may connect.
+    pub allowed_users: Option<Vec<u32>>,
 }
 
 impl Default for Options {
@@ -48,8 +56,18 @@ impl Default for Options {
         Options {
             server_path: None,
             tx_retries: TX_RETRIES_DEFAULT,
+            switches: Switches::default(),
+            protection: Protection::default(),
+            allowed_users: None,
         }
     }
+}
+
+/// What options are read against.
+#[derive(Debug, Default)]
+pub(super) struct Defaults {
+    /// Those of a port that says nothing.
+    pub options: Options,
 }
 
 /// An option that was not taken as given.
@@ -62,31 +80,157 @@ impl fmt::Display for Complaint {
     }
 }
 
-impl Options {
-    /// Reads `Interface.options`. Keys it does not know are left to whoever set them.
-    pub(super) fn parse(mode: Mode, given: &[(&str, &str)]) -> (Options, Vec<Complaint>) {
-        let value = |key| given.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
-        let mut options = Options::default();
-        let mut complaints = Vec::new();
+/// One option.
+struct Row {
+    key: &'static str,
+    /// The ports that have it.
+    modes: &'static [Mode],
+    /// `other_config` may have it too, for all of them.
+    global: bool,
+    /// Takes its value, or says what is wrong with it and what holds instead.
+    take: fn(&mut Options, &str, &Defaults) -> Result<(), String>,
+}
 
-        if let Some(text) = value("tx-retries-max") {
-            match text.parse() {
-                Ok(n) if TX_RETRIES_RANGE.contains(&n) => options.tx_retries = n,
-                _ => complaints.push(Complaint(format!(
-                    "options:tx-retries-max='{text}' is not a whole number from {} to {}; using {TX_RETRIES_DEFAULT}",
-                    TX_RETRIES_RANGE.start(),
-                    TX_RETRIES_RANGE.end(),
-                ))),
-            }
+const BOTH: &[Mode] = &[Mode::Server, Mode::Client];
+const SERVER: &[Mode] = &[Mode::Server];
+
+const fn row(
+    key: &'static str,
+    modes: &'static [Mode],
+    take: fn(&mut Options, &str, &Defaults) -> Result<(), String>,
+) -> Row {
+    Row {
+        key,
+        modes,
+        global: false,
+        take,
+    }
+}
+
+const TABLE: &[Row] = &[
+    row("tx-retries-max", BOTH, tx_retries),
+    Row {
+        global: true,
+        ..row("vhost-sock-owner", SERVER, |options, text, _| {
+            put(
+                &mut options.protection.owner,
+                protection::user(text),
+                "the default",
+            )
+        })
+    },
+    Row {
+        global: true,
+        ..row("vhost-sock-group", SERVER, |options, text, _| {
+            put(
+                &mut options.protection.group,
+                protection::group(text),
+                "the default",
+            )
+        })
+    },
+    Row {
+        global: true,
+        ..row("vhost-sock-mode", SERVER, |options, text, _| {
+            put(
+                &mut options.protection.mode,
+                protection::mode(text),
+                "the default",
+            )
+        })
+    },
+    Row {
+        global: true,
+        ..row("vhost-allowed-uids", SERVER, allowed_users)
+    },
+];
+
+impl Options {
+    /// Reads `Interface.options`. Keys it does not know are left to whoever set them. May take as long as a user's name
+    /// takes to be looked up.
+    pub(super) fn parse(
+        mode: Mode,
+        given: &[(&str, &str)],
+        defaults: &Defaults,
+    ) -> (Options, Vec<Complaint>) {
+        let mut options = defaults.options.clone();
+        let mut complaints = Vec::new();
+        for (row, text) in TABLE.iter().filter_map(|row| Some((row, value(given, row.key)?))) {
+            let taken = match row.modes.contains(&mode) {
+                true => (row.take)(&mut options, text, defaults),
+                false => Err(format!("is of no effect on a {} port", mode.name())),
+            };
+            complaints.extend(
+                taken
+                    .err()
+                    .map(|wrong| complaint("options", row.key, text, &wrong)),
+            );
         }
         if mode == Mode::Client {
-            match client_path(value("vhost-server-path").unwrap_or("")) {
+            match client_path(value(given, "vhost-server-path").unwrap_or("")) {
                 Ok(path) => options.server_path = Some(path),
                 Err(complaint) => complaints.push(complaint),
             }
         }
         (options, complaints)
     }
+}
+
+impl Defaults {
+    /// Reads `other_config`, where it has what ports may say for themselves.
+    pub(super) fn parse(switches: Switches, other_config: &[(&str, &str)]) -> (Defaults, Vec<Complaint>) {
+        let mut options = Options {
+            switches,
+            ..Options::default()
+        };
+        let built_in = Defaults::default();
+        let mut complaints = Vec::new();
+        for row in TABLE.iter().filter(|row| row.global) {
+            let Some(text) = value(other_config, row.key) else {
+                continue;
+            };
+            if let Err(wrong) = (row.take)(&mut options, text, &built_in) {
+                complaints.push(complaint("other_config", row.key, text, &wrong));
+            }
+        }
+        let defaults = Defaults { options };
+        (defaults, complaints)
+    }
+}
+
+/// What is given for a key.
+pub(super) fn value<'a>(given: &[(&str, &'a str)], key: &str) -> Option<&'a str> {
+    given.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
+}
+
+fn complaint(column: &str, key: &str, text: &str, wrong: &str) -> Complaint {
+    Complaint(format!("{column}:{key}='{text}' {wrong}"))
+}
+
+fn put<T>(place: &mut Option<T>, found: Result<T, String>, instead: &str) -> Result<(), String> {
+    *place = Some(found.map_err(|wrong| format!("{wrong}; using {instead}"))?);
+    Ok(())
+}
+
+fn tx_retries(options: &mut Options, text: &str, _: &Defaults) -> Result<(), String> {
+    match text.parse() {
+        Ok(n) if TX_RETRIES_RANGE.contains(&n) => options.tx_retries = n,
+        _ => {
+            return Err(format!(
+                "is not a whole number from {} to {}; using {TX_RETRIES_DEFAULT}",
+                TX_RETRIES_RANGE.start(),
+                TX_RETRIES_RANGE.end(),
+            ))
+        }
+    }
+    Ok(())
+}
+
+/// A list that cannot be read lets nobody in who is not in it: of all values the safe one.
+fn allowed_users(options: &mut Options, text: &str, _: &Defaults) -> Result<(), String> {
+    let (users, result) = protection::users(text);
+    options.allowed_users = Some(users);
+    result.map_err(|wrong| format!("is not a list of users: {wrong}; letting in only the others"))
 }
 
 fn client_path(text: &str) -> Result<PathBuf, Complaint> {
@@ -103,42 +247,12 @@ fn client_path(text: &str) -> Result<PathBuf, Complaint> {
     }
 }
 
-/// Where server sockets live, from `other_config:vhost-sock-dir`, with the line stock writes about it.
-///
-/// The directory is always below `rundir`, whatever the value starts with: whoever can write the
-/// database must not be able to place sockets anywhere else.
-pub fn socket_directory(rundir: &Path, vhost_sock_dir: Option<&str>) -> (PathBuf, log::Level, String) {
-    const NAME_MAX: usize = 255;
-    let base = rundir.display();
-    let Some(value) = vhost_sock_dir.filter(|v| v.len() <= NAME_MAX) else {
-        let line = format!("No vhost-sock-dir provided - defaulting to {base}");
-        return (rundir.to_owned(), log::Level::Info, line);
-    };
-    if value.contains("..") {
-        let line = format!(
-            "vhost-user sock directory request '{base}/{value}' has invalidcharacters '..' - using {base} instead."
-        );
-        return (rundir.to_owned(), log::Level::Error, line);
-    }
-    let directory = rundir.join(value.trim_start_matches('/'));
-    if directory.is_dir() {
-        let line = format!("User-provided vhost-sock-dir in use: {value}");
-        (directory, log::Level::Info, line)
-    } else {
-        let line = format!(
-            "vhost-user sock directory '{}' does not exist.",
-            directory.display()
-        );
-        (directory, log::Level::Error, line)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn client(given: &[(&str, &str)]) -> (Options, Vec<String>) {
-        let (options, complaints) = Options::parse(Mode::Client, given);
+        let (options, complaints) = Options::parse(Mode::Client, given, &Defaults::default());
         (options, complaints.iter().map(ToString::to_string).collect())
     }
 
@@ -149,7 +263,8 @@ mod tests {
             options,
             Options {
                 server_path: Some("/tmp/s".into()),
-                tx_retries: 32
+                tx_retries: 32,
+                ..Options::default()
             }
         );
         assert!(complaints.is_empty());
@@ -189,18 +304,67 @@ mod tests {
 
     #[test]
     fn a_server_port_needs_no_path_and_takes_retries() {
-        let (options, complaints) = Options::parse(Mode::Server, &[("tx-retries-max", "0"), ("n_rxq", "4")]);
+        let (options, complaints) = Options::parse(
+            Mode::Server,
+            &[("tx-retries-max", "0"), ("n_rxq", "4")],
+            &Defaults::default(),
+        );
         assert_eq!((options.tx_retries, complaints.len()), (0, 0));
     }
 
+    /// What is wrong with options beside a good path.
+    fn wrong(mode: Mode, defaults: &Defaults, given: &[(&str, &str)]) -> (Options, Vec<String>) {
+        let given = [&[("vhost-server-path", "/s")], given].concat();
+        let (options, complaints) = Options::parse(mode, &given, defaults);
+        (options, complaints.iter().map(ToString::to_string).collect())
+    }
+
     #[test]
-    fn the_socket_directory_never_leaves_the_run_directory() {
-        let run = std::env::temp_dir();
-        let directory = |value: Option<&str>| socket_directory(&run, value).0;
-        assert_eq!(directory(None), run);
-        assert_eq!(directory(Some("../etc")), run);
-        assert_eq!(directory(Some(&"x".repeat(256))), run);
-        assert_eq!(directory(Some("/vm")), run.join("vm"));
-        assert_eq!(socket_directory(&run, Some("missing")).1, log::Level::Error);
+    fn a_socket_is_protected_as_its_port_says_and_else_as_all_are() {
+        let other_config = [
+            ("vhost-sock-owner", "107"),
+            ("vhost-sock-mode", "0660"),
+            ("vhost-allowed-uids", "107"),
+        ];
+        let (defaults, complaints) = Defaults::parse(Switches::default(), &other_config);
+        assert_eq!(complaints, []);
+        let given = [("vhost-sock-group", "root"), ("vhost-sock-mode", "600")];
+        let (options, complaints) = wrong(Mode::Server, &defaults, &given);
+        let protection = Protection {
+            owner: Some(107),
+            group: Some(0),
+            mode: Some(0o600),
+        };
+        assert_eq!((options.protection, complaints.len()), (protection, 0));
+        assert_eq!(options.allowed_users, Some(vec![107]));
+    }
+
+    #[test]
+    fn a_bad_protection_leaves_the_default_and_a_bad_list_lets_nobody_in() {
+        let bad = [
+            ("vhost-sock-owner", "nobody-knows"),
+            ("vhost-sock-mode", "rw"),
+            ("vhost-allowed-uids", "nobody-knows"),
+        ];
+        let (defaults, complaints) = Defaults::parse(Switches::default(), &bad);
+        assert_eq!(defaults.options.protection, Protection::default());
+        assert_eq!(defaults.options.allowed_users, Some(vec![]));
+        let complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
+        assert_eq!(complaints.len(), 3);
+        assert_eq!(
+            complaints[0],
+            "other_config:vhost-sock-owner='nobody-knows' is no user; using the default"
+        );
+    }
+
+    #[test]
+    fn an_option_of_the_other_type_of_port_is_complained_of() {
+        let defaults = Defaults::default();
+        let (options, complaints) = wrong(Mode::Client, &defaults, &[("vhost-allowed-uids", "1")]);
+        assert_eq!(options.allowed_users, None);
+        assert!(
+            complaints[0].contains("is of no effect on a client port"),
+            "{complaints:?}"
+        );
     }
 }

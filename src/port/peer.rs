@@ -2,39 +2,37 @@
 //! connection, the protocol session and the device behind it.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::Level;
 
 use super::attachment::{Attachment, End, MESSAGE_DEADLINE};
 use super::connector;
-use super::control::{Reactor, Readiness, Source};
+use super::control::Reactor;
+use super::entrance::{Entrance, Knock};
 use super::journal::Journal;
 use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::listener::Listener;
+use super::options::Mode;
 use super::shared::{Port, PortId};
 
 /// Messages taken from one front-end before the others get their turn.
 const MESSAGES_PER_TURN: usize = 32;
-/// How long a listening port hears nobody after it could not accept one.
-const DEAFNESS: Duration = Duration::from_secs(1);
 
 /// One port, served.
 pub(super) struct Peer {
     port: Arc<Port>,
     life: Lifecycle,
-    /// Client mode: where the front-end listens.
+    /// Where the socket is: the front-end's, or in server mode ours.
     path: Option<PathBuf>,
-    /// Server mode: where we do.
-    listener: Option<Listener>,
+    /// Server mode, once front-ends may knock.
+    entrance: Option<Entrance>,
     attachment: Option<Attachment>,
     journal: Journal,
-    /// Server mode: nobody is accepted before then.
-    deaf_until: Option<Instant>,
     /// What was last said about a failure to connect, so that it is said once.
     said: Option<String>,
 }
@@ -48,17 +46,16 @@ macro_rules! vhost_config {
 }
 
 impl Peer {
-    pub(super) fn new(port: Arc<Port>, listener: Option<Listener>, now: Instant) -> Peer {
+    pub(super) fn new(port: Arc<Port>, path: Option<PathBuf>, now: Instant) -> Peer {
         let journal = Journal::new(port.name(), Arc::clone(&port.events), now);
         let life = Lifecycle::new(port.mode());
         Peer {
             port,
             life,
-            path: None,
-            listener,
+            path,
+            entrance: None,
             attachment: None,
             journal,
-            deaf_until: None,
             said: None,
         }
     }
@@ -73,14 +70,11 @@ impl Peer {
 
     /// The socket this port keeps others from using.
     pub(super) fn socket(&self) -> Option<&Path> {
-        self.listener
-            .as_ref()
-            .map(|l| l.file().path())
-            .or(self.path.as_deref())
+        self.path.as_deref()
     }
 
     pub(super) fn is_client(&self) -> bool {
-        self.listener.is_none()
+        self.port.mode() == Mode::Client
     }
 
     /// Client mode: another port has the path; says so, once.
@@ -98,10 +92,11 @@ impl Peer {
         }
     }
 
-    pub(super) fn register(&self, reactor: &Reactor) -> io::Result<()> {
-        match &self.listener {
-            Some(listener) => reactor.add(listener.as_fd(), Source::Listener(self.id())),
-            None => Ok(()),
+    /// Server mode: front-ends may knock from now on.
+    pub(super) fn listen(&mut self, listener: Listener, reactor: &Reactor, now: Instant) {
+        match Entrance::new(listener, self.id(), reactor) {
+            Ok(entrance) => self.entrance = Some(entrance),
+            Err(error) => vhost_config!(self, now, Level::Error, "cannot wait for front-ends: {error}"),
         }
     }
 
@@ -109,7 +104,8 @@ impl Peer {
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
         let drain = self.attachment.as_ref().and_then(|there| there.drains.wakes_at());
-        [deadline, drain, self.deaf_until, self.life.wakes_at()]
+        let entrance = self.entrance.as_ref().and_then(Entrance::wakes_at);
+        [deadline, drain, entrance, self.life.wakes_at()]
             .into_iter()
             .flatten()
             .min()
@@ -155,22 +151,10 @@ impl Peer {
         if let Some(attachment) = &mut self.attachment {
             attachment.drains.tick(&self.port, reactor, self.port.id(), now);
         }
-        if self.deaf_until.is_some_and(|until| now >= until) {
-            self.deaf_until = None;
-            self.listen(true, reactor);
+        if let Some(entrance) = &mut self.entrance {
+            entrance.tick(reactor, now);
         }
         self.happened(Event::Tick, reactor, now);
-    }
-
-    /// Server mode: whether to hear of front-ends that knock.
-    fn listen(&self, wanted: bool, reactor: &Reactor) {
-        if let Some(listener) = &self.listener {
-            let readiness = Readiness {
-                input: wanted,
-                output: false,
-            };
-            reactor.rearm(listener.as_fd(), Source::Listener(self.id()), readiness);
-        }
     }
 
     /// Somebody's memory is gone: ends the connection if it was this front-end's.
@@ -191,7 +175,7 @@ impl Peer {
 
     /// The port is deleted.
     pub(super) fn close(mut self, reactor: &mut Reactor, now: Instant) {
-        if self.life.state() == State::Running && self.listener.is_some() {
+        if self.life.state() == State::Running && !self.is_client() {
             let name = self.port.name();
             self.journal.write(
                 now,
@@ -200,8 +184,8 @@ impl Peer {
             );
         }
         self.happened(Event::Close, reactor, now);
-        if let Some(listener) = self.listener.take() {
-            reactor.remove(listener.as_fd());
+        if let Some(entrance) = self.entrance.take() {
+            entrance.close(reactor);
         }
     }
 
@@ -261,31 +245,41 @@ impl Peer {
 
     /// A front-end knocks.
     pub(super) fn acceptable(&mut self, reactor: &mut Reactor, now: Instant) {
-        let accepted = self.listener.as_ref().map(Listener::accept);
-        match accepted {
-            Some(Ok(Some(stream))) => {
-                // The one before may be gone already, with the end of its stream still unread.
-                if self.attachment.is_some() {
-                    self.readable(reactor, now);
-                }
-                if self.attachment.is_some() {
-                    vhost_config!(
-                        self,
-                        now,
-                        Level::Warn,
-                        "refused a second front-end: one is connected already"
-                    );
-                } else {
-                    self.attach(stream, reactor, now);
-                }
+        let Some(entrance) = &mut self.entrance else {
+            return;
+        };
+        let allowed = self.port.options.lock().allowed_users.clone();
+        match entrance.answer(allowed.as_deref(), reactor, now) {
+            Ok(Knock::FrontEnd(stream)) => self.let_in(stream, reactor, now),
+            Ok(Knock::Stranger(stranger)) => {
+                self.port.refused.fetch_add(1, Ordering::Relaxed);
+                vhost_config!(
+                    self,
+                    now,
+                    Level::Warn,
+                    "refused a front-end of {stranger}: not one of vhost-allowed-uids"
+                );
             }
-            Some(Err(error)) => {
-                // Most likely there is no descriptor left. It would knock again at once, and all the time.
-                vhost_config!(self, now, Level::Warn, "cannot accept a front-end: {error}");
-                self.listen(false, reactor);
-                self.deaf_until = Some(now + DEAFNESS);
-            }
-            Some(Ok(None)) | None => {}
+            Ok(Knock::Nobody) => {}
+            Err(error) => vhost_config!(self, now, Level::Warn, "cannot accept a front-end: {error}"),
+        }
+    }
+
+    /// A port has one front-end.
+    fn let_in(&mut self, stream: UnixStream, reactor: &mut Reactor, now: Instant) {
+        // The one before may be gone already, with the end of its stream still unread.
+        if self.attachment.is_some() {
+            self.readable(reactor, now);
+        }
+        if self.attachment.is_some() {
+            vhost_config!(
+                self,
+                now,
+                Level::Warn,
+                "refused a second front-end: one is connected already"
+            );
+        } else {
+            self.attach(stream, reactor, now);
         }
     }
 
@@ -432,7 +426,7 @@ impl Peer {
         match obstacle {
             Some(text) => vhost_config!(self, now, Level::Warn, "{text}"),
             None => {
-                let why = rustix::io::Errno::from_io_error(error).map_or_else(|| error.to_string(), strerror);
+                let why = connector::words(error);
                 vhost_config!(self, now, Level::Info, "failed to connect: {why}");
             }
         }
@@ -473,14 +467,5 @@ impl Peer {
             Level::Info,
             format_args!("vHost Device '{path}' connection has been destroyed"),
         );
-    }
-}
-
-/// The system's words for an error, without the number that Rust appends.
-fn strerror(errno: rustix::io::Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    match text.find(" (os error") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
     }
 }

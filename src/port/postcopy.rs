@@ -12,7 +12,7 @@ use crate::vhost_user::{Refusal, Response};
 
 /// Whether client ports offer post-copy, for an operator who wants it (`other_config:vhost-postcopy-support`) in a
 /// process whose memory is locked or not (`--mlockall`). Says so in the stock ports' words.
-pub fn postcopy_support(wanted: bool, memory_locked: bool) -> bool {
+pub(super) fn postcopy_support(wanted: bool, memory_locked: bool) -> bool {
     let obstacle = wanted.then(|| obstacle(memory_locked, Userfault::open)).flatten();
     if let Some(obstacle) = &obstacle {
         log::warn!("{obstacle}");

@@ -2,6 +2,7 @@
 //! queues; the control thread starts and stops them. Each field says who writes it; what each thread does
 //! with it is in `main_side`, `poll_side` and `control_side`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,12 +17,15 @@ use crate::virtio::features::Features;
 
 use super::announce::Guest;
 use super::control::{Command, Control};
+use super::door::Door;
 use super::events::Events;
-use super::listener::{ListenError, Listener, SocketFile};
+use super::listener::{ListenError, Listener};
 use super::offer::{self, Switches};
-use super::options::{socket_directory, Mode, Options};
+use super::options::{self, Defaults, Mode, Options};
 use super::policing::{Complaints, Guarded};
 use super::portrait::Portrait;
+use super::postcopy::postcopy_support;
+use super::sock_dir::socket_directory;
 use super::stats::Drops;
 use super::tx_map::TxMap;
 use super::MAX_QUEUE_PAIRS;
@@ -42,27 +46,43 @@ pub trait Host: Send + Sync {
     fn keep_at_exit(&self, path: &Path);
 }
 
-/// What ports share: the directory of their sockets, the operator's switches, the control thread.
+/// What the process and its database say for all ports, read once.
+pub struct Settings<'a> {
+    /// Where Open vSwitch keeps its sockets.
+    pub rundir: &'a Path,
+    /// Other directories that `vhost-sock-dir` may name: the administrator's word, not the database's.
+    pub sock_dirs: &'a [PathBuf],
+    /// `Open_vSwitch.other_config`.
+    pub other_config: &'a [(&'a str, &'a str)],
+    /// Its switches.
+    pub switches: Switches,
+    /// The process's memory is locked (`--mlockall`).
+    pub memory_locked: bool,
+}
+
+/// What ports share: the directory of their sockets, what their options default to, the control thread.
 pub struct Environment {
     sockets: PathBuf,
-    switches: Switches,
+    defaults: Arc<Defaults>,
     control: Control,
 }
 
 impl Environment {
-    /// Reads where server sockets go (`rundir`, `other_config:vhost-sock-dir`), logs what it found, and
-    /// starts the control thread, in which `on_start` runs first.
-    pub fn new(
-        rundir: &Path,
-        vhost_sock_dir: Option<&str>,
-        switches: Switches,
-        on_start: impl FnOnce() + Send + 'static,
-    ) -> io::Result<Environment> {
-        let (sockets, level, line) = socket_directory(rundir, vhost_sock_dir);
+    /// Logs what it finds in the settings, and starts the control thread, in which `on_start` runs first. May take as
+    /// long as a user's name takes to be looked up.
+    pub fn new(settings: &Settings<'_>, on_start: impl FnOnce() + Send + 'static) -> io::Result<Environment> {
+        let switches = Switches {
+            postcopy: postcopy_support(settings.switches.postcopy, settings.memory_locked),
+            ..settings.switches
+        };
+        let sock_dir = options::value(settings.other_config, "vhost-sock-dir");
+        let (sockets, level, line) = socket_directory(settings.rundir, settings.sock_dirs, sock_dir);
         log::log!(level, "{line}");
+        let (defaults, complaints) = Defaults::parse(switches, settings.other_config);
+        complaints.iter().for_each(|complaint| log::warn!("{complaint}"));
         Ok(Environment {
             sockets,
-            switches,
+            defaults: Arc::new(defaults),
             control: Control::start(on_start)?,
         })
     }
@@ -135,10 +155,14 @@ pub struct Port {
     pub(super) id: PortId,
     pub(super) name: String,
     pub(super) mode: Mode,
-    pub(super) switches: Switches,
     pub(super) control: Control,
-    /// Server mode: the socket's file. Main takes it when the port goes.
-    pub(super) file: Mutex<Option<SocketFile>>,
+    pub(super) defaults: Arc<Defaults>,
+    /// What holds from the next connection on, or at once. Main writes it.
+    pub(super) options: Mutex<Options>,
+    /// What it was made of, if nothing was wrong with that.
+    pub(super) given: Mutex<Option<BTreeMap<String, String>>>,
+    /// Server mode: the socket. Main takes it when the port goes.
+    pub(super) door: Mutex<Option<Door>>,
     /// The socket's path, for log lines and `status`. Main writes it.
     pub(super) path: Mutex<String>,
     /// What is wrong with the options, and with the connection; for `status`.
@@ -170,6 +194,8 @@ pub struct Port {
     pub(super) ingress: Guarded<Ingress>,
     pub(super) egress: Guarded<Option<Egress>>,
     pub(super) qos_complaints: Mutex<Complaints>,
+    /// Front-ends that were not let in, for the user they ran as. The control thread counts.
+    pub(super) refused: AtomicU64,
 
     /// The operator asked for an MTU, so there is one to tell front-ends.
     pub(super) mtu_requested: AtomicBool,
@@ -182,7 +208,8 @@ pub struct Port {
 }
 
 impl Port {
-    /// Creates a port; in server mode it listens when this returns. Main; does not block.
+    /// Creates a port; in server mode its socket is there when this returns, and listens once the first options are set.
+    /// Main; does not block.
     pub fn new(
         name: &str,
         mode: Mode,
@@ -190,9 +217,9 @@ impl Port {
         host: Box<dyn Host>,
     ) -> Result<Arc<Port>, PortError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let listener = match mode {
+        let door = match mode {
             Mode::Client => None,
-            Mode::Server => Some(listen(name, &env.sockets, &*host)?),
+            Mode::Server => Some(Door::new(bind(name, &env.sockets, &*host)?)),
         };
         let (faults, misses) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let waker: Waker = {
@@ -208,19 +235,21 @@ impl Port {
                 control.poke();
             })
         };
-        let file = listener.as_ref().map(|l| l.file().clone());
-        let path = file
+        let socket = door.as_ref().map(|door| door.file().path().to_owned());
+        let path = socket
             .as_ref()
-            .map(|f| f.path().display().to_string())
+            .map(|path| path.display().to_string())
             .unwrap_or_default();
         let vrings = 2 * usize::from(MAX_QUEUE_PAIRS);
         let port = Arc::new(Port {
             id: PortId(NEXT.fetch_add(1, Ordering::Relaxed)),
             name: name.to_owned(),
             mode,
-            switches: env.switches,
             control: env.control.clone(),
-            file: Mutex::new(file),
+            defaults: Arc::clone(&env.defaults),
+            options: Mutex::new(env.defaults.options.clone()),
+            given: Mutex::default(),
+            door: Mutex::new(door),
             path: Mutex::new(path),
             complaints: Mutex::default(),
             trouble: Mutex::default(),
@@ -243,6 +272,7 @@ impl Port {
             ingress: Guarded::default(),
             egress: Guarded::default(),
             qos_complaints: Mutex::default(),
+            refused: AtomicU64::new(0),
             mtu_requested: AtomicBool::new(false),
             requested: Mutex::new(Topology {
                 n_rxq: 1,
@@ -255,13 +285,13 @@ impl Port {
             portrait: Mutex::default(),
             events: Arc::default(),
         });
-        env.control.send(Command::Add(Arc::clone(&port), listener));
+        env.control.send(Command::Add(Arc::clone(&port), socket));
         Ok(port)
     }
 
-    /// Whether guests may leave work to us, and we to them.
+    /// Whether Open vSwitch's packets come and go with words on offloads.
     pub(super) fn speaks_offloads(&self) -> bool {
-        offer::offloads(self.mode, self.switches)
+        offer::offloads(self.mode, self.defaults.options.switches)
     }
 
     pub(super) fn reopen(&self) {
@@ -293,7 +323,7 @@ fn direction(vring: usize) -> Direction {
     }
 }
 
-fn listen(name: &str, directory: &Path, host: &dyn Host) -> Result<Listener, PortError> {
+fn bind(name: &str, directory: &Path, host: &dyn Host) -> Result<Listener, PortError> {
     if name.contains(['/', '\\']) {
         let error = PortError::BadName(name.to_owned());
         log::error!("{error}");

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ovs_vhost::model::Pool;
-use ovs_vhost::port::{Environment, Host, Mode, Port, Switches};
+use ovs_vhost::port::{Environment, Host, Mode, Port, Settings, Switches};
 
 /// Waits for `claim`; says which one did not come true.
 pub fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
@@ -23,8 +23,19 @@ pub fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
 pub fn environment(switches: Switches) -> &'static Environment {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
     ENVIRONMENT.get_or_init(|| {
-        Environment::new(&std::env::temp_dir(), None, switches, || ()).expect("a control thread")
+        Environment::new(&settings(switches, &std::env::temp_dir()), || ()).expect("a control thread")
     })
+}
+
+/// A switch of which nothing but this is known.
+pub fn settings(switches: Switches, rundir: &Path) -> Settings<'_> {
+    Settings {
+        rundir,
+        sock_dirs: &[],
+        other_config: &[],
+        switches,
+        memory_locked: false,
+    }
 }
 
 /// A netdev that counts what it is told.
@@ -66,15 +77,20 @@ pub struct TestPort {
 
 impl TestPort {
     pub fn new(name: &str, mode: Mode, switches: Switches) -> TestPort {
+        TestPort::of(environment(switches), name, mode)
+    }
+
+    pub fn of(environment: &Environment, name: &str, mode: Mode) -> TestPort {
         let netdev = Netdev::default();
-        let port = Port::new(name, mode, environment(switches), Box::new(netdev.clone())).expect("a port");
+        let port = Port::new(name, mode, environment, Box::new(netdev.clone())).expect("a port");
         TestPort { port, netdev }
     }
 
-    /// A server port, and the path of its socket.
+    /// A server port that listens, and the path of its socket.
     pub fn server(name: &str, switches: Switches) -> (TestPort, PathBuf) {
         let name = format!("{name}-{}", std::process::id());
         let port = TestPort::new(&name, Mode::Server, switches);
+        port.set_config(&[]);
         (port, std::env::temp_dir().join(name))
     }
 

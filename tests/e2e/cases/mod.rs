@@ -15,6 +15,7 @@ mod numbered;
 mod offload;
 mod policed;
 mod queues;
+mod settings;
 mod soak;
 mod storm;
 mod tools;
@@ -137,6 +138,11 @@ const CASES: &[Case] = &[
         vm::no_dpdk_build,
     ),
     plugin("vm/described", &[Need::Guests], describe::told_to_operators),
+    plugin(
+        "vm/protected-and-far-down",
+        &[Need::Guests],
+        settings::protected_and_far_down,
+    ),
     plugin("vm/packed", &[Need::Guests], vm::packed),
     plugin(
         "vm/packed-vswitchd-killed",
