@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,8 @@ use super::control::{Reactor, Readiness, Source, Watched};
 use super::device::PortDevice;
 use super::drain::Drains;
 use super::errand::{Desk, Errand, Progress};
-use super::offer;
+use super::odds;
+use super::offer::PortOffer;
 use super::portrait::{Portrait, Visitor};
 use super::shared::{Port, PortId};
 use super::MAX_QUEUE_PAIRS;
@@ -36,7 +36,9 @@ const MEM_SLOTS: u64 = 509;
 pub(super) struct Attachment {
     port: Arc<Port>,
     visitor: Option<Visitor>,
-    offered: Features,
+    offered: PortOffer,
+    /// It has sent a message.
+    has_spoken: bool,
     connection: Connection,
     desk: Whereabouts,
     /// Where requests of ours go, once the front-end has said.
@@ -67,24 +69,21 @@ pub(super) struct Heard {
 
 impl Attachment {
     pub(super) fn new(stream: UnixStream, port: Arc<Port>, now: Instant) -> Attachment {
+        let offered = port.next_offer();
         let offer = Offer {
-            features: offer::features(port.mode, port.defaults.options.switches).0,
-            protocol_features: offer::protocol_features(
-                port.mode(),
-                port.defaults.options.switches,
-                port.mtu_requested.load(Ordering::Relaxed),
-            )
-            .0,
+            features: offered.features.0,
+            protocol_features: offered.protocol.0,
             queue_pairs: MAX_QUEUE_PAIRS,
             mem_slots: MEM_SLOTS,
         };
         Attachment {
             visitor: Visitor::of(&stream, now),
-            offered: Features(offer.features),
+            offered,
+            has_spoken: false,
             connection: Connection::new(stream),
             desk: Whereabouts::Here(Box::new(Desk {
                 session: Session::new(offer),
-                device: PortDevice::new(Arc::clone(&port)),
+                device: PortDevice::new(Arc::clone(&port), offered),
             })),
             backend: None,
             drains: Drains::default(),
@@ -109,7 +108,7 @@ impl Attachment {
         };
         Some(Portrait {
             visitor: self.visitor.clone(),
-            offered: self.offered,
+            offered: self.offered.features,
             acknowledged: desk.device.features(),
             protocol: desk.session.protocol_features(),
             regions: desk.device.regions(),
@@ -144,6 +143,7 @@ impl Attachment {
             message.name()
         );
         self.busy_since = None;
+        self.has_spoken = true;
         match self.carry_out(message)? {
             Some(outcome) => self.answer(outcome).map(Some),
             None => Ok(None),
@@ -279,6 +279,26 @@ impl Attachment {
             device.iommu.forget_questions();
         }
         error.to_string()
+    }
+
+    /// Why the connection ended, if that is because of what an operator keeps back.
+    pub(super) fn ended_at_odds(&self, end: &End) -> Option<String> {
+        if let End::Refused(error) = end {
+            return self.refused_at_odds(error);
+        }
+        let Whereabouts::Here(desk) = &self.desk else {
+            return None;
+        };
+        let has_only_looked = self.has_spoken && desk.device.features().is_none();
+        let before = self.port.link.lock().features;
+        has_only_looked
+            .then(|| odds::of_one_that_left(self.offered.kept_back, before))
+            .flatten()
+    }
+
+    /// Why the front-end was refused what it took, likewise.
+    pub(super) fn refused_at_odds(&self, refused: &SessionError) -> Option<String> {
+        odds::of_one_that_insists(self.offered.kept_back, Features(refused.not_offered()?))
     }
 
     /// When the front-end will have taken too long, if it is at something.

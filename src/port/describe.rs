@@ -54,6 +54,10 @@ impl Port {
         if let Some(users) = &self.options.lock().allowed_users {
             put("allowed-uids", json!(users));
         }
+        let kept_back = self.next_offer().kept_back.names();
+        if !kept_back.is_empty() {
+            put("kept-back", json!(kept_back));
+        }
     }
 
     fn describe_limits(&self, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {

@@ -28,6 +28,7 @@ use super::device_state::Moving;
 use super::in_flight::InFlight;
 use super::iommu::Iommu;
 use super::migration::Migration;
+use super::offer::PortOffer;
 use super::portrait::VringPortrait;
 use super::postcopy::Postcopy;
 use super::shared::{Link, Port};
@@ -37,6 +38,8 @@ use vring::Vring;
 /// The device that a front-end sees. Lives as long as its connection.
 pub(super) struct PortDevice {
     port: Arc<Port>,
+    /// What the front-end was offered.
+    offered: PortOffer,
     features: Option<Features>,
     /// The device status, once the front-end uses it: then rings wait for `DRIVER_OK`.
     status: Option<u8>,
@@ -63,9 +66,10 @@ pub(super) struct PortDevice {
 }
 
 impl PortDevice {
-    pub(super) fn new(port: Arc<Port>) -> PortDevice {
+    pub(super) fn new(port: Arc<Port>, offered: PortOffer) -> PortDevice {
         PortDevice {
             port,
+            offered,
             features: None,
             status: None,
             memory: Arc::default(),

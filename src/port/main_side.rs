@@ -24,9 +24,14 @@ impl Port {
         }
         let (options, complaints) = Options::parse(self.mode, given, &self.defaults);
         let mut complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
+        let offered = self.next_offer();
         *self.options.lock() = options.clone();
         complaints.extend(self.open(&options));
         *self.given.lock() = complaints.is_empty().then_some(copy);
+        if self.next_offer() != offered && self.portrait.lock().is_some() {
+            let name = &self.name;
+            log::info!("port '{name}': what it offers has changed, from the next connection on");
+        }
         // Complain once.
         if *self.complaints.lock() != complaints {
             complaints

@@ -9,8 +9,9 @@
 //! * `listener`, `connector`, `watch`: the socket file, from the server's and from the client's side; `address`: how the
 //!   kernel is told of it; `denied`: why it would not have it.
 //! * `iommu`: what a front-end's IOMMU is known to translate, and what is to be asked.
+//! * `offer`: the features a port has; `pins`: those that an operator keeps back; `odds`: guests that run
+//!   with these.
 //! * `policing`: what of the packets a port lets pass, where the operator limits them.
-//! * `offer`: the features a port has.
 //! * `device`: what a front-end's requests do to the port's rings and memory.
 //! * `config_space`, `device_state`, `in_flight`: what of the device goes to the front-end, and comes back.
 //! * `drain`: transmitqs that are started and disabled.
@@ -48,10 +49,12 @@ mod lifecycle;
 mod listener;
 mod main_side;
 mod migration;
+mod odds;
 mod offer;
 mod options;
 mod peer;
 mod policing;
+mod pins;
 mod poll_side;
 mod portrait;
 mod postcopy;

@@ -2,19 +2,21 @@
 //!
 //! A front-end may acknowledge by mask alone, so an offered bit is a promise.
 
+use std::fmt;
+
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::{self, Features};
 
-use super::options::Mode;
+use super::options::{Mode, Options};
 
-/// What the operator switches on for every port (`other_config`).
+/// What the operator switches on, for every port (`other_config`) or for one (`options`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Switches {
-    /// `userspace-tso-enable`.
+    /// `userspace-tso-enable`, `vhost-tso`.
     pub tso: bool,
-    /// `vhost-iommu-support`.
+    /// `vhost-iommu-support`, `vhost-iommu`.
     pub iommu: bool,
-    /// `vhost-postcopy-support`.
+    /// `vhost-postcopy-support`, `vhost-postcopy`.
     pub postcopy: bool,
 }
 
@@ -85,6 +87,78 @@ pub fn protocol_features(mode: Mode, switches: Switches, mtu: bool) -> ProtocolF
     offer
 }
 
+/// What a connection is offered, settled when it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PortOffer {
+    pub(super) features: Features,
+    pub(super) protocol: ProtocolFeatures,
+    /// What the port would offer, were it not for `options`.
+    pub(super) kept_back: KeptBack,
+    /// Whether the guest may leave work to us, and we to it.
+    pub(super) offloads: bool,
+}
+
+/// Features that an operator keeps back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeptBack {
+    pub(super) features: Features,
+    pub(super) protocol: ProtocolFeatures,
+}
+
+impl KeptBack {
+    /// The names of them all.
+    pub(super) fn names(self) -> Vec<String> {
+        let protocol = match self.protocol {
+            ProtocolFeatures(0) => String::new(),
+            some => some.to_string(),
+        };
+        let names = [self.features.names(), protocol];
+        names
+            .iter()
+            .flat_map(|names| names.split('|'))
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl fmt::Display for KeptBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.names().join(", "))
+    }
+}
+
+impl PortOffer {
+    pub(super) fn new(mode: Mode, options: &Options, mtu: bool) -> PortOffer {
+        let all = features(mode, options.switches);
+        let all_protocol = protocol_features(mode, options.switches, mtu);
+        let (features, protocol) = options.pins.apply(all, all_protocol);
+        PortOffer {
+            features,
+            protocol,
+            kept_back: KeptBack {
+                features: all.without(features),
+                protocol: all_protocol.without(protocol),
+            },
+            offloads: offloads(mode, options.switches),
+        }
+    }
+
+    /// What the rings go by, of what the driver acknowledged. Where Open vSwitch speaks of offloads and the port may not,
+    /// whatever the guest says it could take counts for nothing: it gets frames as they go on the wire.
+    pub(super) fn in_force(&self, acknowledged: Features) -> Features {
+        const WORDS: Features = WITH_OFFLOADS
+            .with(features::VIRTIO_NET_F_GUEST_CSUM)
+            .with(features::VIRTIO_NET_F_GUEST_TSO4)
+            .with(features::VIRTIO_NET_F_GUEST_TSO6)
+            .with(features::VIRTIO_NET_F_GUEST_ECN);
+        match self.offloads {
+            true => acknowledged,
+            false => acknowledged.without(WORDS),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +183,29 @@ mod tests {
             // Not one bit more: a guest that acknowledged it could not go back to a stock port while it runs.
             assert_eq!(offered, Features(stock), "{mode:?} {switches:?}");
         }
+    }
+
+    #[test]
+    fn a_port_without_offloads_beside_ports_with_them_goes_by_none_that_its_guest_took() {
+        let offer = |tso| {
+            let switches = Switches {
+                tso,
+                ..Switches::default()
+            };
+            let options = Options {
+                switches,
+                ..Options::default()
+            };
+            PortOffer::new(Mode::Client, &options, false)
+        };
+        let (with, without) = (offer(true), offer(false));
+        assert_eq!(with.in_force(with.features), with.features);
+        assert!(!without.features.contains(features::VIRTIO_NET_F_HOST_TSO4));
+        let gone = without.features.without(without.in_force(without.features));
+        assert_eq!(
+            gone.names(),
+            "VIRTIO_NET_F_GUEST_CSUM|VIRTIO_NET_F_GUEST_TSO4|VIRTIO_NET_F_GUEST_TSO6|VIRTIO_NET_F_GUEST_ECN"
+        );
     }
 
     #[test]

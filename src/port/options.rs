@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::address::MAX_PATH;
 use super::offer::Switches;
+use super::pins::Pins;
 use super::protection::{self, Protection};
 
 /// Which end of the socket Open vSwitch is.
@@ -45,6 +46,8 @@ pub(super) struct Options {
     pub tx_retries: u32,
     /// What the port is to have of what the operator switches on for all.
     pub switches: Switches,
+    /// What it offers at most.
+    pub pins: Pins,
     /// Its socket's file (server mode).
     pub protection: Protection,
     /// The users whose front-ends are let in (server mode). None: whoever may connect.
@@ -57,6 +60,7 @@ impl Default for Options {
             server_path: None,
             tx_retries: TX_RETRIES_DEFAULT,
             switches: Switches::default(),
+            pins: Pins::default(),
             protection: Protection::default(),
             allowed_users: None,
         }
@@ -68,6 +72,8 @@ impl Default for Options {
 pub(super) struct Defaults {
     /// Those of a port that says nothing.
     pub options: Options,
+    /// Why no port can have post-copy here, if so.
+    pub no_postcopy: Option<String>,
 }
 
 /// An option that was not taken as given.
@@ -92,6 +98,7 @@ struct Row {
 }
 
 const BOTH: &[Mode] = &[Mode::Server, Mode::Client];
+const CLIENT: &[Mode] = &[Mode::Client];
 const SERVER: &[Mode] = &[Mode::Server];
 
 const fn row(
@@ -109,6 +116,15 @@ const fn row(
 
 const TABLE: &[Row] = &[
     row("tx-retries-max", BOTH, tx_retries),
+    row("vhost-features", BOTH, |options, text, _| {
+        options.pins.limit(text)
+    }),
+    row("vhost-disable-features", BOTH, |options, text, _| {
+        options.pins.disable(text)
+    }),
+    row("vhost-tso", CLIENT, tso),
+    row("vhost-iommu", CLIENT, iommu),
+    row("vhost-postcopy", CLIENT, postcopy),
     Row {
         global: true,
         ..row("vhost-sock-owner", SERVER, |options, text, _| {
@@ -178,7 +194,11 @@ impl Options {
 
 impl Defaults {
     /// Reads `other_config`, where it has what ports may say for themselves.
-    pub(super) fn parse(switches: Switches, other_config: &[(&str, &str)]) -> (Defaults, Vec<Complaint>) {
+    pub(super) fn parse(
+        switches: Switches,
+        no_postcopy: Option<String>,
+        other_config: &[(&str, &str)],
+    ) -> (Defaults, Vec<Complaint>) {
         let mut options = Options {
             switches,
             ..Options::default()
@@ -193,7 +213,7 @@ impl Defaults {
                 complaints.push(complaint("other_config", row.key, text, &wrong));
             }
         }
-        let defaults = Defaults { options };
+        let defaults = Defaults { options, no_postcopy };
         (defaults, complaints)
     }
 }
@@ -223,6 +243,38 @@ fn tx_retries(options: &mut Options, text: &str, _: &Defaults) -> Result<(), Str
             ))
         }
     }
+    Ok(())
+}
+
+fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is neither true nor false; using what other_config says".into()),
+    }
+}
+
+/// Packets come from Open vSwitch in another form then, which it decides once for all ports.
+fn tso(options: &mut Options, text: &str, defaults: &Defaults) -> Result<(), String> {
+    let wanted = flag(text)?;
+    if wanted && !defaults.options.switches.tso {
+        return Err("takes other_config:userspace-tso-enable=true, read at start; using false".into());
+    }
+    options.switches.tso = wanted;
+    Ok(())
+}
+
+fn iommu(options: &mut Options, text: &str, _: &Defaults) -> Result<(), String> {
+    options.switches.iommu = flag(text)?;
+    Ok(())
+}
+
+fn postcopy(options: &mut Options, text: &str, defaults: &Defaults) -> Result<(), String> {
+    let wanted = flag(text)?;
+    if let Some(obstacle) = defaults.no_postcopy.as_ref().filter(|_| wanted) {
+        return Err(format!("is not possible here: {obstacle}; using false"));
+    }
+    options.switches.postcopy = wanted;
     Ok(())
 }
 
@@ -320,13 +372,47 @@ mod tests {
     }
 
     #[test]
+    fn a_port_has_its_own_switches_and_else_those_of_all() {
+        let all = |switches| Defaults::parse(switches, None, &[]).0;
+        let on = Switches {
+            tso: true,
+            iommu: true,
+            postcopy: true,
+        };
+        let off = Switches::default();
+        let keys = ["vhost-tso", "vhost-iommu", "vhost-postcopy"];
+        assert_eq!(wrong(Mode::Client, &all(on), &[]).0.switches, on);
+        assert_eq!(
+            wrong(Mode::Client, &all(on), &keys.map(|key| (key, "false"))),
+            wrong(Mode::Client, &all(off), &[]),
+        );
+        let (options, complaints) = wrong(Mode::Client, &all(off), &keys.map(|key| (key, "true")));
+        assert_eq!(options.switches, Switches { tso: false, ..on });
+        let [complaint] = &complaints[..] else {
+            panic!("{complaints:?}");
+        };
+        assert!(complaint.starts_with("options:vhost-tso='true' takes other_config:userspace-tso-enable"));
+        let (options, complaints) = wrong(Mode::Client, &all(on), &keys.map(|key| (key, "yes")));
+        assert_eq!((options.switches, complaints.len()), (on, 3));
+    }
+
+    #[test]
+    fn post_copy_that_is_impossible_is_refused_with_the_reason() {
+        let defaults = Defaults::parse(Switches::default(), Some("no pages".into()), &[]).0;
+        let (options, complaints) = wrong(Mode::Client, &defaults, &[("vhost-postcopy", "true")]);
+        assert!(!options.switches.postcopy);
+        let expected = "options:vhost-postcopy='true' is not possible here: no pages; using false";
+        assert_eq!(complaints, [expected]);
+    }
+
+    #[test]
     fn a_socket_is_protected_as_its_port_says_and_else_as_all_are() {
         let other_config = [
             ("vhost-sock-owner", "107"),
             ("vhost-sock-mode", "0660"),
             ("vhost-allowed-uids", "107"),
         ];
-        let (defaults, complaints) = Defaults::parse(Switches::default(), &other_config);
+        let (defaults, complaints) = Defaults::parse(Switches::default(), None, &other_config);
         assert_eq!(complaints, []);
         let given = [("vhost-sock-group", "root"), ("vhost-sock-mode", "600")];
         let (options, complaints) = wrong(Mode::Server, &defaults, &given);
@@ -346,7 +432,7 @@ mod tests {
             ("vhost-sock-mode", "rw"),
             ("vhost-allowed-uids", "nobody-knows"),
         ];
-        let (defaults, complaints) = Defaults::parse(Switches::default(), &bad);
+        let (defaults, complaints) = Defaults::parse(Switches::default(), None, &bad);
         assert_eq!(defaults.options.protection, Protection::default());
         assert_eq!(defaults.options.allowed_users, Some(vec![]));
         let complaints: Vec<String> = complaints.iter().map(ToString::to_string).collect();
@@ -360,11 +446,16 @@ mod tests {
     #[test]
     fn an_option_of_the_other_type_of_port_is_complained_of() {
         let defaults = Defaults::default();
-        let (options, complaints) = wrong(Mode::Client, &defaults, &[("vhost-allowed-uids", "1")]);
-        assert_eq!(options.allowed_users, None);
-        assert!(
-            complaints[0].contains("is of no effect on a client port"),
-            "{complaints:?}"
-        );
+        for (mode, key) in [
+            (Mode::Server, "vhost-iommu"),
+            (Mode::Client, "vhost-allowed-uids"),
+        ] {
+            let (options, complaints) = wrong(mode, &defaults, &[(key, "1")]);
+            assert_eq!(
+                (options.switches, options.allowed_users),
+                (Switches::default(), None)
+            );
+            assert!(complaints[0].contains("is of no effect on a"), "{complaints:?}");
+        }
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Peer {
     journal: Journal,
     /// What was last said about a failure to connect, so that it is said once.
     said: Option<String>,
+    /// Why front-ends leave or are refused, as long as that is an operator's doing and none has come to terms with it.
+    at_odds: Option<String>,
 }
 
 /// A line about the port's socket, in the words operators know from librte_vhost.
@@ -57,6 +59,7 @@ impl Peer {
             attachment: None,
             journal,
             said: None,
+            at_odds: None,
         }
     }
 
@@ -117,6 +120,7 @@ impl Peer {
             return;
         }
         self.said = None;
+        self.at_odds = None;
         let event = if path.is_some() {
             Event::Configured
         } else {
@@ -292,9 +296,21 @@ impl Peer {
                 Err(End::Panicked(panic)) => return self.port.poison(&panic),
                 Err(end) => {
                     vhost_config!(self, now, end.level(), "{end}");
+                    if let Some(why) = self.attachment.as_ref().and_then(|a| a.ended_at_odds(&end)) {
+                        self.set_at_odds(why, now);
+                    }
                     return self.happened(Event::Lost, reactor, now);
                 }
             }
+        }
+    }
+
+    /// Says why front-ends cannot take what the port offers, as often as it is another reason.
+    fn set_at_odds(&mut self, why: String, now: Instant) {
+        if self.at_odds.as_ref() != Some(&why) {
+            vhost_config!(self, now, Level::Warn, "{why}");
+            self.port.set_trouble(Some(why.clone()));
+            self.at_odds = Some(why);
         }
     }
 
@@ -314,6 +330,9 @@ impl Peer {
         }
         if let Some(error) = heard.refused {
             vhost_config!(self, now, Level::Warn, "{error}");
+            if let Some(why) = self.attachment.as_ref().and_then(|a| a.refused_at_odds(&error)) {
+                self.set_at_odds(why, now);
+            }
         }
         self.ask(reactor, now);
         self.publish(reactor, now);
@@ -345,6 +364,9 @@ impl Peer {
                 Level::Info,
                 format_args!("State of queue {queue} ( {direction}_qid {queue} ) of vhost device '{path}' changed to '{state}'"),
             );
+        }
+        if device.features().is_some() && self.at_odds.take().is_some() {
+            self.port.set_trouble(None);
         }
         let (up, notes) = (device.attached(), device.take_notes());
         for (level, note) in notes {
@@ -431,7 +453,8 @@ impl Peer {
             }
         }
         vhost_config!(self, now, Level::Info, "reconnecting...");
-        self.port.set_trouble(connector::obstacle(path, error));
+        let trouble = connector::obstacle(path, error).or(self.at_odds.clone());
+        self.port.set_trouble(trouble);
         self.said = Some(text);
     }
 
@@ -443,7 +466,7 @@ impl Peer {
             return;
         }
         vhost_config!(self, now, Level::Info, "new device, handle is {}", self.id());
-        self.port.set_trouble(None);
+        self.port.set_trouble(self.at_odds.clone());
         self.attachment = Some(attachment);
         self.life.on(Event::Established, now);
     }

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use crate::memory::{FrontendAddr, MemTable, Region, RegionDesc, Userfault, UserfaultError};
 use crate::vhost_user::{Refusal, Response};
 
-/// Whether client ports offer post-copy, for an operator who wants it (`other_config:vhost-postcopy-support`) in a
-/// process whose memory is locked or not (`--mlockall`). Says so in the stock ports' words.
-pub(super) fn postcopy_support(wanted: bool, memory_locked: bool) -> bool {
-    let obstacle = wanted.then(|| obstacle(memory_locked, Userfault::open)).flatten();
-    if let Some(obstacle) = &obstacle {
+/// Whether client ports offer post-copy, for an operator who wants it for all (`other_config:vhost-postcopy-support`), in
+/// a process where `obstacle` keeps it from working, if there is one. Says so in the stock ports' words.
+pub(super) fn postcopy_support(wanted: bool, obstacle: Option<&str>) -> bool {
+    if let Some(obstacle) = obstacle.filter(|_| wanted) {
         log::warn!("{obstacle}");
     }
     let enabled = wanted && obstacle.is_none();
@@ -23,7 +22,12 @@ pub(super) fn postcopy_support(wanted: bool, memory_locked: bool) -> bool {
     enabled
 }
 
-/// What keeps post-copy from working here. Locked memory is all there at once: nobody ever misses a page of it.
+/// What keeps post-copy from working in this process, whose memory is locked or not (`--mlockall`).
+pub(super) fn postcopy_obstacle(memory_locked: bool) -> Option<String> {
+    obstacle(memory_locked, Userfault::open)
+}
+
+/// Locked memory is all there at once: nobody ever misses a page of it.
 fn obstacle(memory_locked: bool, open: impl Fn() -> Result<Userfault, UserfaultError>) -> Option<String> {
     if memory_locked {
         return Some("vhost-postcopy-support and mlockall are not compatible.".to_owned());
@@ -157,7 +161,7 @@ mod tests {
             "{text}"
         );
         assert_eq!(obstacle(false, Userfault::open), None);
-        assert!(postcopy_support(true, false));
-        assert!(!postcopy_support(false, false) && !postcopy_support(true, true));
+        assert!(postcopy_support(true, None));
+        assert!(!postcopy_support(false, None) && !postcopy_support(true, Some("locked")));
     }
 }

@@ -20,11 +20,11 @@ use super::control::{Command, Control};
 use super::door::Door;
 use super::events::Events;
 use super::listener::{ListenError, Listener};
-use super::offer::{self, Switches};
+use super::offer::{self, PortOffer, Switches};
 use super::options::{self, Defaults, Mode, Options};
 use super::policing::{Complaints, Guarded};
 use super::portrait::Portrait;
-use super::postcopy::postcopy_support;
+use super::postcopy::{postcopy_obstacle, postcopy_support};
 use super::sock_dir::socket_directory;
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -71,14 +71,15 @@ impl Environment {
     /// Logs what it finds in the settings, and starts the control thread, in which `on_start` runs first. May take as
     /// long as a user's name takes to be looked up.
     pub fn new(settings: &Settings<'_>, on_start: impl FnOnce() + Send + 'static) -> io::Result<Environment> {
+        let no_postcopy = postcopy_obstacle(settings.memory_locked);
         let switches = Switches {
-            postcopy: postcopy_support(settings.switches.postcopy, settings.memory_locked),
+            postcopy: postcopy_support(settings.switches.postcopy, no_postcopy.as_deref()),
             ..settings.switches
         };
         let sock_dir = options::value(settings.other_config, "vhost-sock-dir");
         let (sockets, level, line) = socket_directory(settings.rundir, settings.sock_dirs, sock_dir);
         log::log!(level, "{line}");
-        let (defaults, complaints) = Defaults::parse(switches, settings.other_config);
+        let (defaults, complaints) = Defaults::parse(switches, no_postcopy, settings.other_config);
         complaints.iter().for_each(|complaint| log::warn!("{complaint}"));
         Ok(Environment {
             sockets,
@@ -292,6 +293,12 @@ impl Port {
     /// Whether Open vSwitch's packets come and go with words on offloads.
     pub(super) fn speaks_offloads(&self) -> bool {
         offer::offloads(self.mode, self.defaults.options.switches)
+    }
+
+    /// What the next connection is offered.
+    pub(super) fn next_offer(&self) -> PortOffer {
+        let mtu = self.mtu_requested.load(Ordering::Relaxed);
+        PortOffer::new(self.mode, &self.options.lock(), mtu)
     }
 
     pub(super) fn reopen(&self) {

@@ -1,6 +1,7 @@
 //! Protocol feature bits (vhost-user, "Protocol features"), with the specification's names.
 
 use std::fmt;
+use std::ops::BitAnd;
 
 /// A set of `VHOST_USER_PROTOCOL_F_*` bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +85,18 @@ impl ProtocolFeatures {
             | Self::GET_VRING_BASE_INFLIGHT.0,
     );
 
+    /// The bit that the specification calls `name`.
+    pub fn named(name: &str) -> Option<ProtocolFeatures> {
+        let bit = NAMES.iter().position(|known| *known == name)?;
+        Some(ProtocolFeatures(1 << bit))
+    }
+
+    /// This set and `other`.
+    #[must_use]
+    pub const fn with(self, other: ProtocolFeatures) -> ProtocolFeatures {
+        ProtocolFeatures(self.0 | other.0)
+    }
+
     /// This set without the bits of `other`.
     #[must_use]
     pub const fn without(self, other: ProtocolFeatures) -> ProtocolFeatures {
@@ -93,6 +106,14 @@ impl ProtocolFeatures {
     /// Whether every bit of `other` is in this set.
     pub fn contains(self, other: ProtocolFeatures) -> bool {
         self.0 & other.0 == other.0
+    }
+}
+
+impl BitAnd for ProtocolFeatures {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 }
 
@@ -143,6 +164,7 @@ mod tests {
         ];
         for (bit, name) in named {
             assert_eq!(bit.to_string(), name);
+            assert_eq!(ProtocolFeatures::named(name), Some(bit));
             assert!(ProtocolFeatures::SUPPORTED.contains(bit), "{name}");
         }
         assert_eq!(ProtocolFeatures::SUPPORTED.0.count_ones() as usize, named.len());

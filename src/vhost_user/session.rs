@@ -162,6 +162,16 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// The feature bits that SET_FEATURES named and that were never offered, if that is what is wrong.
+    pub fn not_offered(&self) -> Option<u64> {
+        match self {
+            SessionError::NotOffered { name, excess, .. } if *name == "VHOST_USER_SET_FEATURES" => {
+                Some(*excess)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the front-end can be taken at its word after this: it asked a well-formed question and hears
     /// "no". After anything else, what it sends next means nothing.
     fn is_an_answer(&self) -> bool {

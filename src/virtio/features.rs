@@ -18,6 +18,12 @@ impl Features {
         Self(1 << number)
     }
 
+    /// The bit that the specifications call `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        let (bit, _) = NAMES.iter().find(|(_, known)| *known == name)?;
+        Some(Self::bit(*bit))
+    }
+
     /// Whether all of `other` is in this set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

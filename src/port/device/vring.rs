@@ -87,7 +87,7 @@ impl PortDevice {
             driver: address.avail,
             device: address.used,
             base: vring.base,
-            features: self.features?,
+            features: self.offered.in_force(self.features?),
             mem: Arc::clone(&self.view),
             call: vring.call.clone(),
             offloads: self.port.speaks_offloads(),

@@ -97,7 +97,7 @@ pub fn told_to_operators(ctx: &Ctx) -> Result<()> {
     world.finish(&[])
 }
 
-fn json(world: &World, command: &str) -> Result<Value> {
+pub(super) fn json(world: &World, command: &str) -> Result<Value> {
     let text = world.ovs.appctl(command)?;
     serde_json::from_str(&text).with_context(|| format!("{command}: {text}"))
 }

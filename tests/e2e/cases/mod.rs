@@ -138,6 +138,7 @@ const CASES: &[Case] = &[
         vm::no_dpdk_build,
     ),
     plugin("vm/described", &[Need::Guests], describe::told_to_operators),
+    plugin("vm/pinned", &[Need::Guests], settings::pinned),
     plugin(
         "vm/protected-and-far-down",
         &[Need::Guests],

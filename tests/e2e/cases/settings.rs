@@ -1,13 +1,73 @@
-//! What operators set for one port: who may connect to it, and where its socket is.
+//! What operators set for one port: what it offers, who may connect to it, and where its socket is.
 
 use std::fs;
 use std::os::unix::fs::{symlink, MetadataExt};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 
+use super::describe::json;
 use super::world::{ping_all, Guest, Kind, World, PATIENCE};
 use super::Ctx;
+use crate::netns::OBSERVER;
 use crate::wait;
+
+/// VERSION_1, protocol features and mergeable buffers: all that a guest takes of it.
+const PIN: u64 = 0x1_4000_8000;
+
+/// A guest takes no more than the pin. One that runs with more than a later pin is named in the status, and is served
+/// again once it is started anew.
+pub fn pinned(ctx: &Ctx) -> Result<()> {
+    let world = World::new(&ctx.settings, &ctx.dir, false)?;
+    let port = world.port(Kind::Client, "pinned");
+    let (name, args) = (port.name.clone(), port.vsctl_args());
+    let add = |options: &str| {
+        world
+            .ovs
+            .vsctl(&format!("add-port br0 {name} -- {args} {options}"))
+    };
+    ctx.step("boot with a mask");
+    add(&format!("options:vhost-features={PIN:#x}"))?;
+    let mut vm = world.start_guest(&port, Guest::new(1))?;
+    vm.wait_ready()?;
+    ping_all(&vm, OBSERVER, 10)?;
+    let features = |expected: u64| {
+        let what = format!("features {expected:#x} in the status");
+        wait::until_true(&what, PATIENCE, || {
+            let status = world.ovs.status(&name)?;
+            Ok(status.get("features") == Some(&format!("{expected:#018x}")))
+        })
+    };
+    features(PIN)?;
+    let shown = json(&world, &format!("vhost-user/show --json {name}"))?;
+    let left = shown[0]["features"]["left"].as_array().context("no list")?;
+    ensure!(left.is_empty(), "offered beyond the pin: {left:?}");
+    let kept_back = shown[0]["kept-back"].to_string();
+    ensure!(
+        kept_back.contains("\"VIRTIO_F_RING_PACKED\""),
+        "kept back: {kept_back}"
+    );
+
+    ctx.step("a port that keeps back what the guest runs with");
+    world.ovs.vsctl(&format!("del-port {name}"))?;
+    add("options:vhost-disable-features=VIRTIO_NET_F_MRG_RXBUF")?;
+    wait::until_true("a word on it in the status", PATIENCE, || {
+        let status = world.ovs.status(&name)?;
+        let error = status.get("error").map(String::as_str).unwrap_or_default();
+        Ok(error.contains("runs with VIRTIO_NET_F_MRG_RXBUF"))
+    })?;
+
+    ctx.step("the guest, started anew");
+    let spec = vm.kill_9()?;
+    let mut vm = world.start_spec(spec)?;
+    vm.wait_ready()?;
+    ping_all(&vm, OBSERVER, 10)?;
+    let status = world.ovs.status(&name)?;
+    ensure!(!status.contains_key("error"), "still at odds: {status:?}");
+    let features = status.get("features").context("no features")?;
+    let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
+    ensure!(bits & 1 << 15 == 0 && bits & 1 << 29 != 0, "features {features}");
+    world.finish(&["runs with VIRTIO_NET_F_MRG_RXBUF"])
+}
 
 /// A socket whose mode is set and whose users are listed, and one whose path is longer than the kernel takes.
 pub fn protected_and_far_down(ctx: &Ctx) -> Result<()> {
