@@ -7,13 +7,12 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::corpus::{misshapen, published, Attack};
 use super::message::{Flags, Header, HEADER_SIZE};
 use super::requests::TABLE;
 use super::session::{Next, Session};
 use super::socket::{Connection, Received};
-use super::testing::{
-    handled, iotlb, mem_table, numbers, sample, state, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN,
-};
+use super::testing::{handled, mem_table, numbers, sample, wire, Fake, Probe, NEED_REPLY, OFFER, PLAIN};
 
 /// The back-end's side of one connection, driven as a port's control thread drives it.
 struct Backend {
@@ -145,105 +144,37 @@ fn replacing_a_vring_descriptor_again_and_again_keeps_none() {
 
 #[test]
 fn each_message_of_the_attack_corpus_closes_the_connection() {
-    let region = |values: [u64; 4]| [state(1, 0), numbers(&values)].concat();
-    let count = |count: u32| [state(count, 0), vec![0; 256]].concat();
-    let corpus: Vec<(&str, u32, Vec<u8>, usize)> = vec![
-        (
-            "SET_LOG_BASE that wraps (CVE-2020-10722)",
-            6,
-            numbers(&[0xffff_ffff_ffff_ff00, 0x200]),
-            1,
-        ),
-        (
-            "SET_VRING_NUM index 0x10000 (CVE-2020-10723)",
-            8,
-            state(0x1_0000, 256),
-            0,
-        ),
-        ("SET_VRING_BASE index 0x100", 10, state(0x100, 0), 0),
-        ("SET_VRING_ENABLE index 0xffffffff", 18, state(u32::MAX, 1), 0),
-        ("SET_VRING_KICK index 0x10000", 12, numbers(&[0x1_0000]), 1),
-        ("CREATE_CRYPTO_SESSION (CVE-2020-10724)", 26, vec![0xff; 200], 0),
-        ("GET_INFLIGHT_FD (CVE-2020-10726)", 31, vec![0; 24], 0),
-        (
-            "GET_INFLIGHT_FD with descriptors (CVE-2022-0669)",
-            31,
-            vec![0; 24],
-            8,
-        ),
-        (
-            "SET_INFLIGHT_FD of 65535 queues (CVE-2021-3839)",
-            32,
-            vec![0xff; 24],
-            1,
-        ),
-        ("SET_INFLIGHT_FD without a descriptor", 32, vec![0; 24], 0),
-        (
-            "SET_MEM_TABLE offset wraps",
-            5,
-            region([0, 0x1000, 0, u64::MAX - 0xfff]),
-            1,
-        ),
-        ("SET_MEM_TABLE size 0", 5, region([0, 0, 0, 0]), 1),
-        ("SET_MEM_TABLE of 9 regions", 5, count(9), 8),
-        ("SET_MEM_TABLE of 0xffffffff regions", 5, count(u32::MAX), 8),
-        ("SET_MEM_TABLE without descriptors", 5, mem_table(8), 0),
-        ("SET_MEM_TABLE short of a descriptor", 5, mem_table(8), 7),
-        ("SET_MEM_TABLE with 9 descriptors", 5, mem_table(8), 9),
-        ("SET_BACKEND_REQ_FD without a descriptor", 21, vec![], 0),
-        ("SET_BACKEND_REQ_FD with two descriptors", 21, vec![], 2),
-        (
-            "IOTLB_MSG update that wraps",
-            22,
-            iotlb(u64::MAX, 2, 0x1000, 3, 2),
-            0,
-        ),
-        (
-            "IOTLB_MSG update of no bytes",
-            22,
-            iotlb(0x1000, 0, 0x1000, 3, 2),
-            0,
-        ),
-        (
-            "IOTLB_MSG miss of the front-end",
-            22,
-            iotlb(0x1000, 0x1000, 0x1000, 3, 1),
-            0,
-        ),
-        ("POSTCOPY_ADVISE with a descriptor of its own", 28, vec![], 1),
-        (
-            "a region that is acknowledged with an error",
-            37,
-            numbers(&[1]),
-            0,
-        ),
-        (
-            "an acknowledgement with a region's descriptor",
-            37,
-            numbers(&[0]),
-            1,
-        ),
-        (
-            "SET_VRING_KICK says none and brings one",
-            12,
-            numbers(&[0x101]),
-            1,
-        ),
-        ("request -1", u32::MAX, vec![], 0),
-        ("request 0x80000001", 0x8000_0001, vec![], 0),
-        ("NONE", 0, vec![], 0),
-    ];
     let probe = Probe::new();
-    for (what, id, payload, fds) in corpus {
-        for flags in [PLAIN, NEED_REPLY] {
-            let (peer, mut backend) = Backend::new();
-            send(&peer, &wire(16, PLAIN, &numbers(&[OFFER.protocol_features])), &[]);
-            send(&peer, &wire(id, flags, &payload), &probe.fds(fds));
-            backend.run();
-            assert_eq!((backend.closed, backend.refused), (true, 1), "{what}");
+    for attack in published()
+        .into_iter()
+        .flat_map(|attack| [attack.clone().asking(), attack])
+    {
+        assert_eq!(play(&probe, &attack), (true, 1), "{}", attack.what);
+    }
+    assert_eq!(probe.leaked(), 0);
+}
+
+#[test]
+fn every_request_in_every_shape_that_it_must_not_have_closes_the_connection() {
+    let probe = Probe::new();
+    for (id, attacks) in misshapen() {
+        for attack in attacks {
+            let (closed, _) = play(&probe, &attack);
+            assert!(closed, "request {id} {}", attack.what);
         }
     }
     assert_eq!(probe.leaked(), 0);
+}
+
+/// Sends one attack over a connection of its own; says whether that was closed, and how often something was refused.
+fn play(probe: &Probe, attack: &Attack) -> (bool, usize) {
+    let (peer, mut backend) = Backend::new();
+    if attack.negotiated {
+        send(&peer, &wire(16, PLAIN, &numbers(&[OFFER.protocol_features])), &[]);
+    }
+    send(&peer, &attack.bytes, &probe.fds(attack.fds));
+    backend.run();
+    (backend.closed, backend.refused)
 }
 
 #[test]

@@ -7,6 +7,8 @@
 
 mod backend;
 mod config_space;
+#[cfg(any(test, feature = "model"))]
+pub mod corpus;
 mod decode;
 mod features;
 #[cfg(test)]
@@ -16,6 +18,8 @@ mod iotlb;
 mod malformed;
 pub mod message;
 pub mod requests;
+#[cfg(any(test, feature = "model"))]
+pub mod samples;
 mod session;
 mod socket;
 mod state;

@@ -58,7 +58,7 @@ impl PayloadRule {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 impl PayloadRule {
     /// Whether a payload passes.
     pub(super) fn admits(self, payload: &[u8]) -> bool {
