@@ -2,6 +2,7 @@
 //!
 //! Models are small and obey the specification unless told otherwise; what is impossible panics.
 
+pub mod crimes;
 mod driver;
 mod memory;
 mod net;

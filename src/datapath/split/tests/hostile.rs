@@ -1,6 +1,7 @@
 //! What drivers get that break the rules.
 
 use super::*;
+use crate::model::crimes;
 
 #[test]
 fn an_avail_index_beyond_the_ring_breaks_only_that_queue() {
@@ -44,190 +45,18 @@ fn an_avail_index_beyond_the_ring_cannot_start() {
     assert_eq!(rig.queue.start(rig.net.driver.config(7)), Err(error));
 }
 
-/// A way to write a bad chain at head 1, and what it is found guilty of.
-type Crime = (&'static str, fn(&Rig, flags: u16), ChainError);
-
-/// `flags` is WRITE for a receiveq, else 0. The ring has 64 entries, indirect descriptors are negotiated.
-const CRIMES: &[Crime] = &[
-    (
-        "next beyond the ring",
-        |rig, flags| {
-            let addr = rig.net.buffer(1).0;
-            rig.net.driver.set_desc(1, desc(addr, 1, flags | 1, 65535));
-        },
-        ChainError::OutOfTable {
-            index: 65535,
-            entries: 64,
-        },
-    ),
-    (
-        "next is the ring's size",
-        |rig, flags| {
-            let addr = rig.net.buffer(1).0;
-            rig.net.driver.set_desc(1, desc(addr, 1, flags | 1, 64));
-        },
-        ChainError::OutOfTable {
-            index: 64,
-            entries: 64,
-        },
-    ),
-    (
-        "a loop of two, without bytes",
-        |rig, flags| {
-            let addr = rig.net.buffer(1).0;
-            rig.net.driver.set_desc(1, desc(addr, 0, flags | 1, 2));
-            rig.net.driver.set_desc(2, desc(addr, 0, flags | 1, 1));
-        },
-        ChainError::TooLong(64),
-    ),
-    (
-        "a descriptor that is its own next, without bytes",
-        |rig, flags| {
-            rig.net.driver.set_desc(1, desc(0, 0, flags | 1, 1));
-        },
-        ChainError::TooLong(64),
-    ),
-    (
-        "the other direction",
-        |rig, flags| {
-            let addr = 0x1000;
-            let flags = flags ^ VIRTQ_DESC_F_WRITE;
-            rig.net.driver.set_desc(1, desc(addr, 100, flags, 0));
-        },
-        ChainError::Direction {
-            addr: 0x1000,
-            len: 100,
-        },
-    ),
-    (
-        "the other direction, second",
-        |rig, flags| {
-            rig.net.driver.set_desc(1, desc(0x1000, 3, flags | 1, 2));
-            let flags = flags ^ VIRTQ_DESC_F_WRITE;
-            rig.net.driver.set_desc(2, desc(0x2000, 100, flags, 0));
-        },
-        ChainError::Direction {
-            addr: 0x2000,
-            len: 100,
-        },
-    ),
-    (
-        "address 0",
-        |rig, flags| rig.net.driver.set_desc(1, desc(0, 100, flags, 0)),
-        ChainError::Unmapped {
-            addr: GuestAddr(0),
-            len: 100,
-        },
-    ),
-    (
-        "the last address there is",
-        |rig, flags| rig.net.driver.set_desc(1, desc(u64::MAX, u32::MAX, flags, 0)),
-        ChainError::Unmapped {
-            addr: GuestAddr(u64::MAX),
-            len: u32::MAX,
-        },
-    ),
-    (
-        "an indirect table of no entries",
-        |rig, flags| indirect(rig, flags, rig.net.buffer(5), 0),
-        ChainError::IndirectLength(0),
-    ),
-    (
-        "an indirect table of half an entry too much",
-        |rig, flags| indirect(rig, flags, rig.net.buffer(5), 24),
-        ChainError::IndirectLength(24),
-    ),
-    (
-        "an indirect table of 4096 entries",
-        |rig, flags| indirect(rig, flags, rig.net.buffer(5), 65536),
-        ChainError::IndirectLength(65536),
-    ),
-    (
-        "an indirect table of 65537 entries, which is 1 in 16 bits",
-        |rig, flags| indirect(rig, flags, rig.net.buffer(5), 16 * 65537),
-        ChainError::IndirectLength(16 * 65537),
-    ),
-    (
-        "an indirect table with NEXT",
-        |rig, flags| indirect(rig, flags | VIRTQ_DESC_F_NEXT, rig.net.buffer(5), 16),
-        ChainError::IndirectWithNext,
-    ),
-    (
-        "an unmapped indirect table",
-        |rig, flags| indirect(rig, flags, GuestAddr(0), 16),
-        ChainError::TableUnmapped(GuestAddr(0)),
-    ),
-    (
-        "an indirect table at the end of the address space",
-        |rig, flags| indirect(rig, flags, GuestAddr(u64::MAX - 7), 32),
-        ChainError::TableUnmapped(GuestAddr(u64::MAX - 7)),
-    ),
-    (
-        "an indirect descriptor inside an indirect table",
-        |rig, flags| {
-            let table = rig.net.buffer(5);
-            indirect(rig, flags, table, 16);
-            entry(rig, table, desc(table.0, 16, flags | VIRTQ_DESC_F_INDIRECT, 0));
-        },
-        ChainError::IndirectNested,
-    ),
-    (
-        "an indirect descriptor as second of an indirect table",
-        |rig, flags| {
-            let table = rig.net.buffer(5);
-            indirect(rig, flags, table, 32);
-            entry(rig, table, desc(table.0, 1, flags | 1, 1));
-            let nested = desc(table.0, 16, flags | VIRTQ_DESC_F_INDIRECT, 0);
-            entry(rig, at(table, 16), nested);
-        },
-        ChainError::IndirectNested,
-    ),
-    (
-        "next beyond the indirect table",
-        |rig, flags| {
-            let table = rig.net.buffer(5);
-            indirect(rig, flags, table, 16);
-            entry(rig, table, desc(table.0, 1, flags | 1, 1));
-        },
-        ChainError::OutOfTable { index: 1, entries: 1 },
-    ),
-    (
-        "a loop in an indirect table",
-        |rig, flags| {
-            let table = rig.net.buffer(5);
-            indirect(rig, flags, table, 16);
-            entry(rig, table, desc(table.0, 0, flags | 1, 0));
-        },
-        ChainError::TooLong(64),
-    ),
-];
-
-fn indirect(rig: &Rig, flags: u16, table: GuestAddr, len: u32) {
-    let flags = flags | VIRTQ_DESC_F_INDIRECT;
-    rig.net.driver.set_desc(1, desc(table.0, len, flags, 0));
-}
-
-fn entry(rig: &Rig, addr: GuestAddr, desc: Desc) {
-    rig.net.driver.memory().write(addr, &desc.to_bytes());
-}
-
 #[test]
 fn a_bad_chain_breaks_the_ring_after_the_good_ones_before_it() {
-    for (name, commit, error) in CRIMES {
-        for (direction, flags) in [(Direction::Dequeue, 0), (Direction::Enqueue, VIRTQ_DESC_F_WRITE)] {
+    for crime in crimes::SPLIT {
+        for direction in [Direction::Dequeue, Direction::Enqueue] {
+            let name = crime.name;
             let mut rig = Rig::new(direction, SIZE, MERGE | INDIRECT);
-            // Head 0 is in order, head 1 is not, and so is head 2, which comes too late.
-            match direction {
-                Direction::Dequeue => (0..3).for_each(|seed| assert!(rig.net.send(&frame(60, seed)))),
-                Direction::Enqueue => assert_eq!(rig.net.supply(3), 3),
-            }
-            commit(&rig, flags);
-            rig.net.driver.publish();
+            let error = crime.commit(&mut rig.net, direction);
             let moved = match direction {
                 Direction::Dequeue => rig.dequeue().len(),
                 Direction::Enqueue => rig.enqueue(&[frame(60, 0), frame(60, 1), frame(60, 2)]).packets,
             };
-            assert_eq!(rig.chain_error(), Some(*error), "{name}, {direction:?}");
+            assert_eq!(rig.chain_error(), Some(error), "{name}, {direction:?}");
             assert_eq!(
                 (moved, rig.net.driver.used_idx()),
                 (1, 1),
@@ -265,8 +94,8 @@ fn a_head_beyond_the_ring_breaks_it() {
 fn indirect_descriptors_must_be_negotiated() {
     for (direction, flags) in [(Direction::Dequeue, 0), (Direction::Enqueue, VIRTQ_DESC_F_WRITE)] {
         let mut rig = Rig::new(direction, SIZE, MERGE);
-        let table = rig.net.buffer(5);
-        indirect(&rig, flags, table, 16);
+        let (table, flags) = (rig.net.buffer(5), flags | VIRTQ_DESC_F_INDIRECT);
+        rig.net.driver.set_desc(1, desc(table.0, 16, flags, 0));
         rig.net.driver.set_avail_entry(0, 1);
         rig.net.driver.set_avail_idx(1);
         assert_eq!(rig.burst(), 0);
