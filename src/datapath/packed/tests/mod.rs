@@ -15,7 +15,7 @@ use crate::datapath::{
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Net, PackedDesc, PackedDriver, Pool, Virtqueue};
 use crate::virtio::chain::ChainError;
-use crate::virtio::desc::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::virtio::desc::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_WRITE};
 use crate::virtio::features::*;
 use crate::virtio::packed_ring::{Event, Position, VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED};
 use crate::virtio::ring::LayoutError;
