@@ -139,7 +139,7 @@ impl Ovs {
         } else {
             PATIENCE
         };
-        let ctl = self.dir.join("vswitchd.ctl");
+        let ctl = self.control_socket();
         let vswitchd = self.vswitchd.as_mut().context("vswitchd is not running")?;
         wait::until_true("ovs-vswitchd's control socket", limit, || {
             vswitchd.check_alive()?;
@@ -263,8 +263,13 @@ impl Ovs {
     /// Runs ovs-appctl on vswitchd with space-separated `args`.
     pub fn appctl(&self, args: &str) -> Result<String> {
         let mut command = self.tool("ovs-appctl");
-        command.args(args.split(' '));
+        command.arg("-t").arg(self.control_socket()).args(args.split(' '));
         process::run(command, 2 * PATIENCE)
+    }
+
+    /// What ovs-appctl connects to.
+    pub fn control_socket(&self) -> PathBuf {
+        self.dir.join("vswitchd.ctl")
     }
 
     /// Runs ovs-ofctl with space-separated `args`.
