@@ -63,6 +63,13 @@ impl Frontend {
     }
 }
 
+/// For front-ends that have more to say.
+impl From<Frontend> for UnixStream {
+    fn from(frontend: Frontend) -> UnixStream {
+        frontend.0
+    }
+}
+
 /// The listening side, for client ports; the socket file goes away with it.
 pub struct Listener {
     listener: UnixListener,

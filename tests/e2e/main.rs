@@ -1,5 +1,5 @@
-//! End-to-end tests: a real ovs-vswitchd, real QEMU guests, DPDK's testpmd. One program, no dependency on the
-//! plugin's code: it sees what a user sees.
+//! End-to-end tests: a real ovs-vswitchd, real QEMU guests, DPDK's testpmd. One program that sees what a user sees. It has
+//! nothing of the plugin's code in it, but that the cases `attack` play guests and front-ends with the crate's models.
 //!
 //! ```text
 //! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
@@ -11,7 +11,7 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
-//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, and `process`, `netns`,
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `unixctl`, and `process`, `netns`,
 //! `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
@@ -39,6 +39,7 @@ mod stream;
 mod tcp;
 mod testpmd;
 mod turn;
+mod unixctl;
 mod vm;
 mod wait;
 

@@ -176,7 +176,7 @@ impl Ovs {
         };
         command
             .arg(format!("unix:{}", self.dir.join("db.sock").display()))
-            .arg(format!("--unixctl={}", self.dir.join("vswitchd.ctl").display()))
+            .arg(format!("--unixctl={}", self.control_socket().display()))
             .arg(format!("--log-file={}", self.log_path().display()))
             .args(["-vconsole:off", "-vfile:info", "--no-chdir", "--disable-system"]);
         if let Some(plugin) = &self.options.plugin {
@@ -263,7 +263,7 @@ impl Ovs {
     /// Runs ovs-appctl on vswitchd with space-separated `args`.
     pub fn appctl(&self, args: &str) -> Result<String> {
         let mut command = self.tool("ovs-appctl");
-        command.arg("-t").arg(self.control_socket()).args(args.split(' '));
+        command.args(args.split(' '));
         process::run(command, 2 * PATIENCE)
     }
 
@@ -287,7 +287,7 @@ impl Ovs {
         };
         let mut command = Command::new(self.options.tree.join(place).join(name));
         if name == "ovs-appctl" {
-            command.arg("-t").arg(self.dir.join("vswitchd.ctl"));
+            command.arg("-t").arg(self.control_socket());
         }
         self.set_dirs(&mut command);
         command

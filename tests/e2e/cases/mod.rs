@@ -1,6 +1,7 @@
 //! The table of cases and the loop that runs them. A case is a function that returns an error when its claim does
 //! not hold; what it cannot run without stands in the table, so a skip always has a reason.
 
+mod attack;
 mod bad_input;
 mod bench;
 mod bridged;
@@ -313,6 +314,12 @@ const CASES: &[Case] = &[
         &[],
         bad_input::foreign_and_stale_sockets,
     ),
+    plugin("attack/messages", &[], attack::messages),
+    plugin("attack/memory", &[], attack::memory),
+    plugin("attack/rings-split", &[], attack::rings_split),
+    plugin("attack/rings-packed", &[], attack::rings_packed),
+    plugin("attack/live-changes", &[], attack::live_changes),
+    plugin("attack/exhaustion", &[], attack::exhaustion),
     plugin("soak/reconnect-server", &[], soak::server),
     plugin("soak/reconnect-client", &[], soak::client),
     plugin("soak/client-connects-at-once", &[], soak::connects_at_once),

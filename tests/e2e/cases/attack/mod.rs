@@ -1,0 +1,29 @@
+//! An attacker against a real switch, with innocent traffic on the same poll thread.
+//!
+//! * `arena`: the switch, the attacked port, and what must be so after each attack; `innocent`: the traffic beside it;
+//!   `usage`: what the switch holds.
+//! * `guest`: a guest with canaries around its memory; `plan`: what its front-end says; `wire`: how; `layout`: what its rings
+//!   differ in; `dirty_log`: what it lends for a migration.
+//! * `messages`, `memory`, `rings` with `frames` and `offload`, `live`, `exhaustion`: the attacks, a table in each.
+
+mod arena;
+mod dirty_log;
+mod exhaustion;
+mod frames;
+mod guest;
+mod innocent;
+mod layout;
+mod live;
+mod memory;
+mod messages;
+mod offload;
+mod plan;
+mod rings;
+mod usage;
+mod wire;
+
+pub use exhaustion::nothing_stays as exhaustion;
+pub use live::changes as live_changes;
+pub use memory::refused as memory;
+pub use messages::refused as messages;
+pub use rings::{packed as rings_packed, split as rings_split};

@@ -1,0 +1,218 @@
+//! What a driver can write into its rings and buffers: chains that break a rule, frames that are none, and all of it changed
+//! while it is read.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{ensure, Result};
+use ovs_vhost::datapath::Direction;
+use ovs_vhost::model::crimes::Crime;
+use ovs_vhost::model::{Driver, Virtqueue};
+use ovs_vhost::vhost_user::samples::{numbers, state};
+use ovs_vhost::virtio::features::*;
+
+use super::super::world::{Kind, PATIENCE};
+use super::super::Ctx;
+use super::arena::{Arena, A_WHILE};
+use super::dirty_log::DirtyLog;
+use super::frames::{self, readable};
+use super::guest::{frame, Guest, BARE};
+use super::layout::{Layout, Noise, PACKED, SPLIT};
+use super::offload;
+use super::wire::{Message, Wire};
+use crate::wait;
+
+/// The vrings of the one queue pair.
+const RX: usize = 0;
+const TX: usize = 1;
+const TABLES: Features = BARE.with(VIRTIO_RING_F_INDIRECT_DESC);
+const MERGEABLE: Features = TABLES.with(VIRTIO_NET_F_MRG_RXBUF);
+
+/// What is negotiated beside a layout, whether writes are logged, and which rings crimes are committed in: those in a
+/// receiveq are crimes where buffers may be merged.
+struct Shape {
+    name: &'static str,
+    features: Features,
+    logged: bool,
+    directions: &'static [Direction],
+}
+
+const SHAPES: &[Shape] = &[
+    Shape {
+        name: "mergeable",
+        features: MERGEABLE,
+        logged: false,
+        directions: &[Direction::Dequeue, Direction::Enqueue],
+    },
+    Shape {
+        name: "mergeable and logged",
+        features: MERGEABLE,
+        logged: true,
+        directions: &[Direction::Dequeue, Direction::Enqueue],
+    },
+    Shape {
+        name: "plain",
+        features: TABLES,
+        logged: false,
+        directions: &[Direction::Dequeue],
+    },
+    Shape {
+        name: "in order, with event indices",
+        features: TABLES.with(VIRTIO_F_IN_ORDER).with(VIRTIO_RING_F_EVENT_IDX),
+        logged: false,
+        directions: &[Direction::Dequeue],
+    },
+];
+
+/// Split rings, on a server port.
+pub fn split(ctx: &Ctx) -> Result<()> {
+    let mut arena = Arena::open(ctx, Kind::Server)?;
+    for jump in [65, 0x8000, 0xffff] {
+        arena.play(&format!("an avail index that jumps to {jump}"), |arena| {
+            avail_jump(arena, jump)
+        })?;
+    }
+    // A port that takes offloads has room for these.
+    arena.play("frames that are too long", |arena| {
+        frames::dropped(arena, &SPLIT, &[&[2048, 2048]], frames::OVERSIZE)
+    })?;
+    family(&mut arena, &SPLIT)?;
+    arena.close()
+}
+
+/// Packed rings, on a client port that takes offloads; and what headers can ask for there, with either layout.
+pub fn packed(ctx: &Ctx) -> Result<()> {
+    let mut arena = Arena::open(ctx, Kind::Client)?;
+    family(&mut arena, &PACKED)?;
+    offload::lies(&mut arena, &SPLIT)?;
+    offload::lies(&mut arena, &PACKED)?;
+    arena.close()
+}
+
+fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<()> {
+    for shape in SHAPES {
+        for (crime, direction) in layout
+            .crimes
+            .iter()
+            .flat_map(|crime| shape.directions.iter().map(move |direction| (crime, *direction)))
+        {
+            let name = format!("{}, {direction:?}, {}", crime.name, shape.name);
+            arena.play(&name, |arena| commit(arena, layout, shape, crime, direction))?;
+        }
+    }
+    arena.play("an indirect table that was not negotiated", |arena| {
+        let (mut guest, _wire) = arena.guest::<D>(layout.size, BARE | layout.feature)?;
+        let (table, buffer) = (guest.tx.buffer(1), readable(&guest, 2, 60));
+        guest.tx.driver.add_indirect(table, &[buffer]);
+        guest.tx.driver.publish();
+        arena.wait_broken(TX, "was not negotiated")
+    })?;
+    frames::family(arena, layout)?;
+    for shape in SHAPES {
+        let name = format!("everything changed while it is read, {}", shape.name);
+        arena.play(&name, |arena| scribble(arena, layout, shape))?;
+    }
+    Ok(())
+}
+
+/// A guest of this shape on the attacked port.
+fn guest<D: Virtqueue>(
+    arena: &Arena,
+    layout: &Layout<D>,
+    shape: &Shape,
+) -> Result<(Guest<D>, Wire, DirtyLog)> {
+    let (guest, log) = (
+        Guest::new(layout.size, shape.features | layout.feature),
+        DirtyLog::new()?,
+    );
+    let mut plan = guest.plan();
+    if shape.logged {
+        log.lend(&mut plan)?;
+    }
+    let mut wire = arena.connect()?;
+    wire.negotiate()?;
+    ensure!(plan.say(&mut wire)?.is_well(), "an honest guest was refused");
+    Ok((guest, wire, log))
+}
+
+/// Breaks a ring, which is told of; what it was to break is left whole.
+fn commit<D: Virtqueue>(
+    arena: &Arena,
+    layout: &Layout<D>,
+    shape: &Shape,
+    crime: &Crime<D>,
+    direction: Direction,
+) -> Result<()> {
+    let (mut guest, _wire, log) = guest(arena, layout, shape)?;
+    match direction {
+        Direction::Dequeue => {
+            let error = crime.commit(&mut guest.tx, direction).to_string();
+            arena.wait_broken(TX, &error)?;
+        }
+        Direction::Enqueue => {
+            let error = crime.commit(&mut guest.rx, direction).to_string();
+            // What the guest sends comes back, into the bad chain.
+            wait::until_true(&format!("the receiveq to break: {error}"), PATIENCE, || {
+                guest.send(&frame(1));
+                let told = arena.vring(RX)?;
+                Ok(told["error"].as_str().is_some_and(|told| told.contains(&error)))
+            })?;
+        }
+    }
+    arena.wait_warning("it stops until it is set up again")?;
+    guest.check_canaries()?;
+    log.check_canaries()
+}
+
+fn avail_jump(arena: &Arena, jump: u16) -> Result<()> {
+    let (guest, _wire) = arena.guest::<Driver>(SPLIT.size, BARE)?;
+    guest.tx.driver.set_avail_idx(jump);
+    let words = format!("avail index {jump} is more than 64 ahead");
+    arena.wait_broken(TX, &words)?;
+    // Also where people look who do not know of our commands.
+    arena.wait_status("vring_1_error", &words)
+}
+
+/// Threads write any value into everything as fast as they can, while the rings are started again and again.
+fn scribble<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>, shape: &Shape) -> Result<()> {
+    let (guest, mut wire, log) = guest(arena, layout, shape)?;
+    let stop = AtomicBool::new(false);
+    let restarts = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut noise = Noise(1);
+            while !stop.load(Ordering::Relaxed) {
+                layout.scribble_over(&guest, &mut noise);
+            }
+        });
+        let restarts = restart(&guest, &mut wire);
+        stop.store(true, Ordering::Relaxed);
+        restarts
+    })?;
+    let told = arena.connections()?.pop().unwrap_or_default();
+    ensure!(
+        told.iter()
+            .any(|event| event.text.contains("it stops until it is set up again")),
+        "no ring broke in {restarts} rounds"
+    );
+    arena.count(restarts);
+    guest.check_canaries()?;
+    log.check_canaries()
+}
+
+/// Starts both rings anew for a while; says how often. A start may be refused: the ring is scribbled over.
+fn restart<D: Virtqueue>(guest: &Guest<D>, wire: &mut Wire) -> Result<usize> {
+    let (start, mut rounds) = (Instant::now(), 0);
+    while start.elapsed() < A_WHILE {
+        for (index, vring) in (0..).zip(guest.plan().vrings) {
+            wire.ask(&Message::new("GET_VRING_BASE", state(index, 0)))?;
+            wire.ask(&Message::new("SET_VRING_BASE", state(index, vring.base)))?;
+            wire.ask(&Message::with_fd(
+                "SET_VRING_KICK",
+                numbers(&[index.into()]),
+                [vring.kick],
+            ))?;
+        }
+        rounds += 1;
+    }
+    Ok(rounds)
+}
