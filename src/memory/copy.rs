@@ -11,6 +11,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::cpu;
+use super::meddle;
 use super::region::Region;
 use super::stitch::Stitch;
 use super::table::MemTable;
@@ -173,6 +174,7 @@ impl<'m> GuestSlice<'m> {
     #[inline]
     pub fn read(&self, to: &mut [u8]) -> usize {
         let len = to.len().min(self.len as usize);
+        meddle::point();
         // SAFETY: both sides hold len bytes; `to` is ours alone, so it is not guest memory.
         unsafe { copy(self.ptr, to.as_mut_ptr(), len) };
         len
@@ -185,6 +187,7 @@ impl<'m> GuestSlice<'m> {
         if len > to.len() {
             return false;
         }
+        meddle::point();
         // SAFETY: both sides hold len bytes; `to` is ours alone, so it is not guest memory.
         unsafe { copy(self.ptr, to.as_mut_ptr().cast(), len) };
         true
@@ -196,6 +199,7 @@ impl<'m> GuestSlice<'m> {
         if N > self.len as usize {
             return None;
         }
+        meddle::point();
         // SAFETY: N bytes are mapped, and byte arrays have no alignment. Volatile: never fetched again.
         Some(unsafe { ptr::read_volatile(self.ptr.cast::<[u8; N]>()) })
     }

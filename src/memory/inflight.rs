@@ -213,6 +213,7 @@ macro_rules! words {
     ($($load:ident $store:ident $at:ident $atomic:ty = $number:ty;)*) => {$(
         /// The word at `offset`, 0 if there is none or `offset` is not a multiple of its length.
         pub fn $load(&self, offset: usize) -> $number {
+            super::meddle::point();
             self.$at(offset).map_or(0, |word| word.load(Ordering::Acquire))
         }
 

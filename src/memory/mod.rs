@@ -33,6 +33,7 @@ mod inflight;
 mod iotlb;
 mod lost;
 mod mapping;
+pub(crate) mod meddle;
 mod numa;
 mod region;
 mod stitch;

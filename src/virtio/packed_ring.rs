@@ -17,7 +17,7 @@ use super::desc::{
     desc_table_bytes, Desc, DESC_SIZE, MAX_SIZE, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use super::ring::{area, Area, LayoutError, RingAddrs};
-use crate::memory::{cpu, crash, Access, MemTable};
+use crate::memory::{cpu, crash, meddle, Access, MemTable};
 
 /// The driver's bit: equal to its wrap counter when it made the descriptor available.
 pub const VIRTQ_DESC_F_AVAIL: u16 = 1 << 7;
@@ -236,6 +236,7 @@ impl PackedMem {
     /// Whether the descriptor at `at` is available now.
     #[inline(always)]
     pub fn is_available(&self, at: Position) -> bool {
+        meddle::point();
         self.rest(at.index).is_some_and(|rest| {
             // Relaxed: only a guess, which the fetch of the descriptor proves.
             at.is_available(flags(rest.load(Ordering::Relaxed)))
@@ -286,6 +287,7 @@ impl PackedMem {
     /// When the driver wants a call.
     #[inline]
     pub fn driver_event(&self) -> Event {
+        meddle::point();
         // Relaxed: the caller's full barrier orders it after the publication.
         Event::from_word(self.event(self.driver).load(Ordering::Relaxed))
     }
@@ -342,11 +344,13 @@ impl DescRing for PackedMem {
     /// As for any ring, with the buffer id in place of `next`, and AVAIL and USED among the flags.
     #[inline(always)]
     fn desc(&self, index: u16) -> Option<Desc> {
+        meddle::point();
         // Acquire: pairs with the driver's release of the flags after writing all else. What it wrote into this word
         // before is in the same fetch.
         let rest = self.rest(index)?.load(Ordering::Acquire);
         // SAFETY: index < size, or there would be no rest; so the word is inside the ring, which is aligned to 16.
         let addr = unsafe { AtomicU64::from_ptr(self.desc_ptr(index).cast()) };
+        meddle::point();
         Some(packed(addr.load(Ordering::Relaxed), rest))
     }
 

@@ -15,7 +15,7 @@ use super::desc::{
     avail_bytes, desc_table_bytes, used_bytes, Desc, UsedElem, DESC_SIZE, ENTRIES_OFFSET, IDX_OFFSET,
     MAX_SIZE,
 };
-use crate::memory::{cpu, crash, Access, FrontendAddr, MemTable};
+use crate::memory::{cpu, crash, meddle, Access, FrontendAddr, MemTable};
 
 /// Why three addresses and a size are not a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -183,12 +183,14 @@ impl SplitMem {
     /// `avail.idx`. Acquire: pairs with the driver's release of it after writing entries and descriptors.
     #[inline(always)]
     pub fn avail_idx(&self) -> u16 {
+        meddle::point();
         self.u16(self.avail, IDX_OFFSET).load(Ordering::Acquire)
     }
 
     /// The head in the avail entry that the free-running index `at` falls on.
     #[inline(always)]
     pub fn avail_entry(&self, at: u16) -> u16 {
+        meddle::point();
         // Relaxed: ordered by the acquire of avail.idx.
         self.u16(self.avail, ENTRIES_OFFSET + 2 * self.wrap(at))
             .load(Ordering::Relaxed)
@@ -203,6 +205,7 @@ impl SplitMem {
     /// `avail.flags`.
     #[inline]
     pub fn avail_flags(&self) -> u16 {
+        meddle::point();
         // Relaxed: the caller's full barrier orders it after the publication of used.idx.
         self.u16(self.avail, 0).load(Ordering::Relaxed)
     }
@@ -210,6 +213,7 @@ impl SplitMem {
     /// `used_event`, after the last avail entry: call when the used index passes it.
     #[inline]
     pub fn used_event(&self) -> u16 {
+        meddle::point();
         // Relaxed: as for the flags.
         self.u16(self.avail, ENTRIES_OFFSET + 2 * usize::from(self.size))
             .load(Ordering::Relaxed)
@@ -300,11 +304,11 @@ impl DescRing for SplitMem {
         let at = self.desc_ptr(index).cast::<AtomicU64>();
         // SAFETY: index < size, so both words are inside the table, which is aligned to 16.
         let (low, high) = unsafe { (&*at, &*at.add(1)) };
+        meddle::point();
         // Relaxed: ordered by the acquire of avail.idx. A driver that writes between the two words tears its own chain.
-        Some(Desc::from_words(
-            low.load(Ordering::Relaxed),
-            high.load(Ordering::Relaxed),
-        ))
+        let low = low.load(Ordering::Relaxed);
+        meddle::point();
+        Some(Desc::from_words(low, high.load(Ordering::Relaxed)))
     }
 
     #[inline(always)]
