@@ -16,12 +16,15 @@
 //! * [`port`]: a vhost-user port: configuration, life cycle, the control thread. Knows both protocol and rings.
 //! * `ovs` (feature `plugin`): the border with ovs-vswitchd. Alone knows a C type.
 //! * `model` (feature `model`): a guest driver and a front-end for tests and benches.
+//! * `fuzzing` (feature `fuzzing`): what fuzzers drive, and tests replay.
 //!
 //! Three kinds of threads meet here. ovs-vswitchd's *main* thread configures and asks for status; its
 //! *poll (PMD)* threads call the bursts; one *control* thread of ours, `ovs-vhost`, speaks vhost-user
 //! on every port. Main and poll threads never wait for a peer, and no thread waits for Open vSwitch's RCU.
 
 pub mod datapath;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub mod fuzzing;
 pub mod memory;
 #[cfg(any(test, feature = "model"))]
 pub mod model;

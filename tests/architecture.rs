@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each layer and the layers it may name. `model` serves tests and stands beside them all.
+/// Each layer and the layers it may name. `model` and `fuzzing` serve tests and stand beside them all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("panics", &[]),
@@ -26,6 +26,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("ovs", &["datapath", "port", "qos", "panics"]),
     ("model", &["sync", "memory", "virtio", "datapath", "vhost_user"]),
+    (
+        "fuzzing",
+        &["memory", "virtio", "datapath", "vhost_user", "port", "model"],
+    ),
 ];
 
 /// The files that may contain `unsafe`, each with its reason.
@@ -41,6 +45,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "survives the loss of mapped memory: a signal handler",
     ),
     ("memory/mapping.rs", "maps a front-end's memory"),
+    (
+        "memory/mapping_miri.rs",
+        "stands in for it where nothing can be mapped",
+    ),
     ("memory/stitch.rs", "maps pages of a guest's ring a second time"),
     (
         "memory/inflight.rs",
@@ -66,6 +74,10 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("sync.rs", "gives the standard cell the face of loom's"),
     ("ovs/", "the border with C"),
     ("model/", "plays the guest: writes the memory a guest would"),
+    (
+        "fuzzing/fence.rs",
+        "maps pages that nobody may touch around a guest's memory",
+    ),
 ];
 
 fn sources() -> Vec<(String, String)> {

@@ -57,6 +57,11 @@ impl GuestMemory {
         }
     }
 
+    /// Memory that somebody else mapped, of this file.
+    pub fn of(file: OwnedFd, table: Arc<MemTable>) -> Self {
+        Self { file, table }
+    }
+
     /// The memory as its own back-end would map it.
     pub fn table(&self) -> Arc<MemTable> {
         self.table.clone()

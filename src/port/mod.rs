@@ -22,7 +22,7 @@
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `portrait`: what people are told of it; `describe`: how.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
-//! * `control`: the thread that serves every peer.
+//! * `control`: the thread that serves every peer; `fuzzing`: who takes its place.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
 //!   of them does with it.
 
@@ -42,6 +42,8 @@ mod drain;
 mod entrance;
 mod errand;
 mod events;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+mod fuzzing;
 mod in_flight;
 mod iommu;
 mod journal;
@@ -68,6 +70,8 @@ mod tx_map;
 mod watch;
 
 pub use describe::indented;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub(crate) use fuzzing::{parse_options, Stage};
 pub use listener::ListenError;
 pub use offer::{features, protocol_features, Switches};
 pub use options::{Mode, MTU_RANGE, TX_RETRIES_RANGE};
