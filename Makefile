@@ -3,6 +3,7 @@
 #   OVS_SRC=/path   build against this Open vSwitch source tree instead of the packaged one
 #   KEEP=1          `make demo` leaves everything running and says how to look around
 #   CASES="a b"     `make check-vm` runs only the cases whose names contain a or b
+#   SECONDS=60      how long `make fuzz` runs each target; TARGET=split_ring runs one
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -19,11 +20,11 @@ E2E = $(CARGO) test -q --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm bench bench-pvp bench-control fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm fuzz bench bench-pvp bench-control fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@sed -n '3,5s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+	@sed -n '3,6s/^# \{0,1\}//p' $(MAKEFILE_LIST)
 
 cargo:
 	@command -v $(CARGO) >/dev/null || { echo "No cargo: install a Rust toolchain (1.85 or newer), see https://rustup.rs" >&2; exit 1; }
@@ -75,6 +76,9 @@ check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 	@.ci/deps.sh test
 	$(E2E_ENV) $(E2E) $(CASES)
 
+fuzz: cargo ## Every fuzzer for a while, under AddressSanitizer (nightly toolchain)
+	.ci/fuzz.sh $(or $(SECONDS),60) $(TARGET)
+
 bench: cargo ## Our bursts beside those of DPDK's vhost library, in nanoseconds per packet
 	@.ci/deps.sh build
 	$(CARGO) bench --no-default-features --features stock
@@ -95,7 +99,7 @@ lint: build ## Every linter, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection,stock -- -D warnings
-	shellcheck .ci/run .ci/deps.sh ovs-patches/build.sh tests/*.sh
+	shellcheck .ci/run .ci/*.sh ovs-patches/build.sh tests/*.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-default-features --no-deps --document-private-items
 
 clean: ## Remove everything that was built
