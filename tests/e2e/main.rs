@@ -1,11 +1,12 @@
-//! End-to-end tests: a real ovs-vswitchd, real QEMU guests, DPDK's testpmd. One program that sees what a user sees. It has
-//! nothing of the plugin's code in it, but that the cases `attack` play guests and front-ends with the crate's models.
+//! End-to-end tests: a real ovs-vswitchd, real QEMU guests, DPDK's testpmd. One program, which sees
+//! what a user sees: of the plugin's own code it uses only the model of a guest, where it is one itself.
 //!
 //! ```text
 //! e2e [--list] [FILTER...]   run the cases whose name contains a FILTER, or all
 //! e2e demo                   what `make demo` runs
 //! e2e pvp [RINGS...]         what `make bench-pvp` runs
 //! e2e control                what `make bench-control` runs
+//! e2e latency                what `make bench-latency` runs
 //! e2e guest SOCKET COMMAND   run a command in a guest that `KEEP=1 e2e demo` left up
 //! ```
 //!
@@ -22,6 +23,7 @@ mod evidence;
 mod frontend;
 mod hugepages;
 mod image;
+mod latency;
 mod log;
 mod memory_check;
 mod migration;
@@ -33,6 +35,7 @@ mod ping;
 mod process;
 mod pvp;
 mod qmp;
+mod samples;
 mod settings;
 mod sides;
 mod stream;
@@ -57,13 +60,14 @@ fn main() -> ExitCode {
         Some(demo::HOLD) => demo::hold(&settings),
         Some("pvp") => pvp::main(&settings, &arguments[1..]),
         Some("control") => control::main(&settings, &arguments[1..]),
+        Some("latency") => latency::main(&settings, &arguments[1..]),
         Some("guest") => guest(&arguments[1..]),
         Some("--list") => {
             cases::list(&settings, &arguments[1..]);
             ExitCode::SUCCESS
         }
         Some(option) if option.starts_with('-') => {
-            eprintln!("usage: e2e [--list] [FILTER...] | e2e demo | e2e pvp | e2e control | e2e guest SOCKET COMMAND");
+            eprintln!("usage: e2e [--list] [FILTER...] | e2e demo | e2e pvp | e2e control | e2e latency | e2e guest SOCKET COMMAND");
             ExitCode::from(2)
         }
         _ => cases::run(&settings, &arguments),

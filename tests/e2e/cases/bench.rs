@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Ctx;
-use crate::{control, pvp};
+use crate::{control, latency, pvp};
 
 pub fn pvp(ctx: &Ctx) -> Result<()> {
     let plan = pvp::Plan {
@@ -24,4 +24,13 @@ pub fn control(ctx: &Ctx) -> Result<()> {
         json: None,
     };
     control::run(&ctx.settings, &plan)
+}
+
+pub fn latency(ctx: &Ctx) -> Result<()> {
+    let plan = latency::Plan {
+        pairs: 1,
+        seconds: 1,
+        json: None,
+    };
+    latency::run(&ctx.settings, &plan)
 }

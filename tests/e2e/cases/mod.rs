@@ -186,6 +186,7 @@ const CASES: &[Case] = &[
     ),
     plugin("bench/pvp", &[Need::Testpmd, Need::Hugepages], bench::pvp),
     plugin("bench/control", &[Need::Testpmd, Need::Hugepages], bench::control),
+    plugin("bench/latency", &[Need::Testpmd, Need::Hugepages], bench::latency),
     plugin(
         "dpdk/memory-cut-short",
         &[Need::Testpmd, Need::Guests],

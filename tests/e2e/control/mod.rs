@@ -3,7 +3,6 @@
 //! and what ports that come and go do to those beside them.
 
 mod crowd;
-mod report;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,12 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use crate::cases::world::{Kind, Port, World, PATIENCE};
+use crate::samples::Report;
 use crate::settings::Settings;
 use crate::sides::{check_needs, keep, take_turn, Side};
 use crate::testpmd::{Device, Rings, Testpmd};
 use crate::wait;
 use crowd::{add_ports, Crowd};
-use report::Report;
 
 const USAGE: &str = "usage: e2e control [--pairs N] [--json FILE] [PORTS...]";
 /// Ports that come and go beside running ones.

@@ -66,6 +66,11 @@ impl Ball {
     }
 }
 
+/// Binds the calling thread to the guest's core.
+pub fn stay_beside_the_poll_thread() {
+    stay_on(CORES[1]);
+}
+
 /// Binds the calling thread to a core. Where that fails, threads are where they are.
 fn stay_on(core: usize) {
     // SAFETY: an empty set is all zeros, and the kernel only reads it.

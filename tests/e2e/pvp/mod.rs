@@ -18,6 +18,7 @@ use crate::settings::Settings;
 use crate::sides::{check_needs, keep, take_turn, Side};
 use crate::testpmd::Rings;
 use crate::wait;
+pub use distance::stay_beside_the_poll_thread;
 use report::Report;
 use sample::{Pair, Sample, Shape};
 
