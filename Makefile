@@ -22,7 +22,7 @@ E2E_FAST = $(CARGO) test -q --release --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm fuzz bench bench-pvp bench-control bench-latency fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm fuzz tsan bench bench-pvp bench-control bench-latency fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 
 fuzz: cargo ## Every fuzzer for a while, under AddressSanitizer (nightly toolchain)
 	.ci/fuzz.sh $(or $(SECONDS),60) $(TARGET)
+
+tsan: cargo ## The tests of what threads share, under ThreadSanitizer (nightly toolchain)
+	.ci/tsan.sh
 
 bench: cargo ## Our bursts beside those of DPDK's vhost library, in nanoseconds per packet
 	@.ci/deps.sh build
