@@ -8,9 +8,13 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::settings::{Need, Settings};
 use crate::turn;
 
-/// Runs a bench as the only run on this machine.
-pub fn take_turn(bench: impl FnOnce() -> Result<()>) -> ExitCode {
-    match turn::take(|text| eprintln!("{text}")).and_then(|_turn| bench()) {
+/// A bench as a program: does what was asked for, as the only run on this machine. No plan: it was asked wrongly.
+pub fn main<P>(usage: &str, plan: Option<P>, bench: impl FnOnce(&P) -> Result<()>) -> ExitCode {
+    let Some(plan) = plan else {
+        eprintln!("{usage}");
+        return ExitCode::from(2);
+    };
+    match turn::take(|text| eprintln!("{text}")).and_then(|_turn| bench(&plan)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -13,7 +13,7 @@ use anyhow::{ensure, Context, Result};
 use crate::cases::world::{Kind, Port, World, PATIENCE};
 use crate::samples::Report;
 use crate::settings::Settings;
-use crate::sides::{check_needs, keep, take_turn, Side};
+use crate::sides::{self, check_needs, keep, Side};
 use crate::testpmd::{Device, Rings, Testpmd};
 use crate::wait;
 use crowd::{add_ports, Crowd};
@@ -56,11 +56,7 @@ impl Plan {
 
 /// Measures and prints; fails only if something did not come about at all.
 pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
-    let Some(plan) = Plan::parse(arguments) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    take_turn(|| run(settings, &plan))
+    sides::main(USAGE, Plan::parse(arguments), |plan| run(settings, plan))
 }
 
 /// Measures what `plan` says, both sides in turn.

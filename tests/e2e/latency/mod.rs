@@ -19,7 +19,7 @@ use crate::cases::world::{Kind, World, PATIENCE};
 use crate::pvp::stay_beside_the_poll_thread;
 use crate::samples::Report;
 use crate::settings::Settings;
-use crate::sides::{check_needs, keep, take_turn, Side};
+use crate::sides::{self, check_needs, keep, Side};
 use crate::wait;
 use guest::Guest;
 use stream::{Outcome, Way};
@@ -68,11 +68,7 @@ impl Plan {
 
 /// Measures and prints; fails only if frames did not arrive at all.
 pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
-    let Some(plan) = Plan::parse(arguments) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    take_turn(|| run(settings, &plan))
+    sides::main(USAGE, Plan::parse(arguments), |plan| run(settings, plan))
 }
 
 /// Measures what `plan` says, both sides in turn, the stock ports first.

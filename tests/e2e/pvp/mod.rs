@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::{ensure, Context, Result};
 
 use crate::settings::Settings;
-use crate::sides::{check_needs, keep, take_turn, Side};
+use crate::sides::{self, check_needs, keep, Side};
 use crate::testpmd::Rings;
 use crate::wait;
 pub use distance::stay_beside_the_poll_thread;
@@ -134,11 +134,7 @@ impl Plan {
 
 /// Measures and prints; fails only if packets did not move.
 pub fn main(settings: &Settings, arguments: &[String]) -> ExitCode {
-    let Some(plan) = Plan::parse(arguments) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    take_turn(|| run(settings, &plan))
+    sides::main(USAGE, Plan::parse(arguments), |plan| run(settings, plan))
 }
 
 /// Measures what `plan` says, both sides in turn.
