@@ -37,9 +37,9 @@
 //! The driver may add while we look, so descriptors that were read late may be newer than those before them, and a chain
 //! shows its first descriptor last. Where the driver stood is then a descriptor of an old lap before newer ones. So what
 //! counts as used is only what is used in its own lap; and the driver stands at descriptor 0, whatever lies in between,
-//! if that is used and the last one has the same AVAIL bit. And a driver that fills the whole ring shows the first of all
-//! last; what it leaves until then looks as if a back-end had died over it. There the base is believed, if all but the
-//! descriptor that it names is available from there on, and that one was used in the lap before.
+//! if that is used and the last one has the same AVAIL bit. And a driver that fills the whole ring shows the first of a batch
+//! last; what it leaves until then looks as if a back-end had died over it. There the base is believed, if all is available
+//! from there on but for one descriptor, and that one was used in the lap before.
 
 use crate::datapath::config::RingError;
 use crate::virtio::chain::DescRing;
@@ -62,7 +62,7 @@ pub(super) fn resume(
     let Some(scan) = Scan::new(mem) else {
         return Ok(Position::START);
     };
-    if avail == used && scan.is_filled_behind(used) {
+    if avail == used && scan.is_filled_from(used) {
         return Ok(used);
     }
     // The two differ if the back-end before had taken more than it gave back, or if the used half was left 0.
@@ -191,17 +191,20 @@ impl Scan {
         }
     }
 
-    /// Whether a driver has made all available that there is from `base` on, but for the first of it.
-    fn is_filled_behind(&self, base: Position) -> bool {
+    /// Whether a driver has made all available that there is, from `base` on, but for one descriptor, which it shows last.
+    fn is_filled_from(&self, base: Position) -> bool {
         let size = self.size();
         let flags = |at: Position| {
             let time = (at.index + size - self.start.index) % size;
             self.descs.get(usize::from(time)).map_or(0, |desc| desc.flags)
         };
-        let is_old =
-            [VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED].map(|bit| flags(base) & bit != 0) == [!base.wrap; 2];
-        let mut others = (1..size).map(|offset| base.advance(offset, size));
-        size > 1 && is_old && others.all(|at| at.is_available(flags(at)))
+        let is_old = |at: Position| {
+            let turn = [VIRTQ_DESC_F_AVAIL, VIRTQ_DESC_F_USED].map(|bit| flags(at) & bit != 0);
+            turn == [!at.wrap; 2]
+        };
+        let all = (0..size).map(|offset| base.advance(offset, size));
+        let mut hidden = all.filter(|at| !at.is_available(flags(*at)));
+        size > 1 && hidden.next().is_some_and(is_old) && hidden.next().is_none()
     }
 
     /// The chains that a dead back-end used and did not publish, in order, each with its time.
