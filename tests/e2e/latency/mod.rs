@@ -123,9 +123,11 @@ fn measure(
                 "M/s",
                 bears as f64 / 1e6,
             )];
-            for (way, name) in [(Way::There, "one way"), (Way::AndBack, "there and back")] {
+            // A frame that comes back is two for the switch.
+            for (way, name, frames) in [(Way::There, "one way", 1), (Way::AndBack, "there and back", 2)] {
                 for load in LOADS {
-                    let outcome = stream::run(&mut guests, way, base * load / 100, time)?;
+                    let rate = base * load / 100 / frames;
+                    let outcome = stream::run(&mut guests, way, rate, time)?;
                     found.extend(told(&format!("{name}, {load} % load"), &outcome));
                 }
             }
