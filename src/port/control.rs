@@ -23,6 +23,7 @@ use crate::panics;
 use super::listener::Listener;
 use super::peer::Peer;
 use super::shared::{Port, PortId};
+use super::thread;
 use super::watch::Watches;
 
 /// What main asks of the control thread.
@@ -58,19 +59,17 @@ impl Control {
         reactor.add(wake.as_fd(), Source::Wake)?;
         reactor.add(reactor.watches.as_fd(), Source::Watches)?;
         reactor.add_edges(lost_news()?, Source::Lost)?;
-        let mut thread = ControlThread {
+        let mut control = ControlThread {
             reactor,
             inbox,
             wake: Arc::clone(&wake),
             peers: BTreeMap::new(),
             wanted: BTreeMap::new(),
         };
-        std::thread::Builder::new()
-            .name("ovs-vhost".into())
-            .spawn(move || {
-                on_start();
-                thread.run();
-            })?;
+        thread::spawn("ovs-vhost", move || {
+            on_start();
+            control.run();
+        })?;
         Ok(Control { commands, wake })
     }
 

@@ -18,6 +18,7 @@ use crate::vhost_user::{Message, Outcome, Session};
 
 use super::control::Control;
 use super::device::PortDevice;
+use super::thread;
 
 /// What carries out a front-end's messages.
 pub(super) struct Desk {
@@ -72,10 +73,9 @@ impl Errand {
             let _ = give.send(outcome.map_err(|_| panics::take()));
             control.poke();
         };
-        let name = "ovs-vhost-page".to_owned();
-        let thread = std::thread::Builder::new().name(name).spawn(work);
+        thread::spawn("ovs-vhost-page", work)?;
         let done = Some(done);
-        thread.map(|_| Errand { done, pages })
+        Ok(Errand { done, pages })
     }
 
     /// How it stands; what it brought back can be taken once.

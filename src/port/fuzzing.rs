@@ -11,6 +11,7 @@ use super::device::PortDevice;
 use super::errand::Desk;
 use super::options::{Defaults, Mode, Options};
 use super::shared::{Environment, Host, Port, Settings};
+use super::thread;
 use super::{Switches, MAX_QUEUE_PAIRS};
 
 /// Everything that an operator can allow, but for post-copy: whoever touches a page that nobody brings waits for it.
@@ -40,6 +41,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// A front-end has just connected, the first that the port ever had.
     pub(crate) fn new() -> Self {
+        thread::survive_broken_pipes();
         let port = port();
         *port.guest.lock() = None;
         port.queues.iter().for_each(|queue| queue.learn_guest(false));

@@ -22,7 +22,7 @@
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `portrait`: what people are told of it; `describe`: how.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
-//! * `control`: the thread that serves every peer; `fuzzing`: who takes its place.
+//! * `control`: the thread that serves every peer; `fuzzing`: who takes its place; `thread`: what our threads have in common.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
 //!   of them does with it.
 
@@ -66,6 +66,7 @@ mod sock_dir;
 mod stats;
 #[cfg(test)]
 mod testing;
+mod thread;
 mod tx_map;
 mod watch;
 
