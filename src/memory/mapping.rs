@@ -185,3 +185,6 @@ fn stat(desc: &RegionDesc, fd: BorrowedFd<'_>) -> Result<File, MemError> {
         page,
     })
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests;
