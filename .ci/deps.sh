@@ -8,7 +8,7 @@ declare -A packages=(
         libunbound-dev libbpf-dev libxdp-dev libclang-dev clang gcc autoconf automake libtool make patch
         bzip2 xz-utils pkg-config python3"
     [test]="dpdk qemu-system-x86 busybox-static cpio kmod iproute2 iputils-ping ethtool tcpdump iperf3
-        procps util-linux valgrind binutils"
+        procps util-linux valgrind binutils systemd"
     [lint]="shellcheck"
 )
 

@@ -12,13 +12,14 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
-//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `unixctl`, and `process`, `netns`,
-//! `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `unixctl`, what vswitchd may do (`user`, `drop_in`,
+//! `seccomp`, `systemd`), what it has (`smaps`), and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
 mod cases;
 mod control;
 mod demo;
+mod drop_in;
 mod evidence;
 mod frontend;
 mod hugepages;
@@ -36,13 +37,17 @@ mod process;
 mod pvp;
 mod qmp;
 mod samples;
+mod seccomp;
 mod settings;
 mod sides;
+mod smaps;
 mod stream;
+mod systemd;
 mod tcp;
 mod testpmd;
 mod turn;
 mod unixctl;
+mod user;
 mod vm;
 mod wait;
 

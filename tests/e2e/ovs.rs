@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 
+use crate::drop_in;
 use crate::log::{self, Line};
 use crate::netns::{NetNs, OBSERVER_PORT};
 use crate::process::{self, Process};
 use crate::settings::tool;
+use crate::systemd;
+use crate::user::User;
 use crate::wait;
 
 /// How long a command line tool may take, and vswitchd to be up. Generous: the machine may be busy.
@@ -37,6 +40,12 @@ pub struct Options {
     pub valgrind: bool,
     /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
     pub obey_permissions: bool,
+    /// Run vswitchd behind the system call filter of the systemd drop-in.
+    pub seccomp: bool,
+    /// Who vswitchd is, if not root.
+    pub user: Option<User>,
+    /// A systemd starts vswitchd, with the drop-in.
+    pub systemd: bool,
 }
 
 /// Counters of one port as `ovs-ofctl dump-ports` gives them, fresh from the port.
@@ -66,11 +75,16 @@ pub struct Ovs {
 impl Ovs {
     /// Starts database and switch in `dir`, with one bridge `br0` that the observer is attached to.
     pub fn start(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
+        let ovs = Self::start_alone(options, dir, ns)?;
+        ovs.vsctl(&format!("add-port br0 {OBSERVER_PORT}"))?;
+        Ok(ovs)
+    }
+
+    /// Starts database and switch in `dir`, with one bridge `br0`.
+    pub fn start_alone(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
         let mut ovs = Self::configured(options, dir, ns)?;
         ovs.start_vswitchd()?;
-        ovs.vsctl(&format!(
-            "add-br br0 -- set Bridge br0 datapath_type=netdev -- add-port br0 {OBSERVER_PORT}"
-        ))?;
+        ovs.vsctl("add-br br0 -- set Bridge br0 datapath_type=netdev")?;
         Ok(ovs)
     }
 
@@ -78,7 +92,10 @@ impl Ovs {
     pub fn configured(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         create_database(&options.tree, dir)?;
-        let ovsdb = start_database(&options.tree, dir)?;
+        let ovsdb = start_database(&options, dir)?;
+        if let Some(user) = &options.user {
+            user.give(dir)?;
+        }
         let ovs = Ovs {
             options,
             dir: dir.into(),
@@ -110,7 +127,7 @@ impl Ovs {
 
     /// Starts the database server again.
     pub fn start_database(&mut self) -> Result<()> {
-        self.ovsdb = Some(start_database(&self.options.tree, &self.dir)?);
+        self.ovsdb = Some(start_database(&self.options, &self.dir)?);
         Ok(())
     }
 
@@ -123,9 +140,18 @@ impl Ovs {
     /// Starts vswitchd on the present database without waiting for anything.
     pub fn spawn_vswitchd(&mut self) -> Result<()> {
         let mut command = self.vswitchd_command();
+        if self.options.systemd {
+            command = systemd::serve(&command, &self.dir)?;
+        } else if let Some(user) = &self.options.user {
+            command = user.run(&command);
+        }
         self.ns.enter(&mut command);
         if self.options.obey_permissions {
             drop_dac_override(&mut command);
+        }
+        // Last: what comes before it may be what it does not allow.
+        if self.options.seccomp {
+            drop_in::filter()?.put_on(&mut command);
         }
         let printed = self.dir.join("ovs-vswitchd.out");
         self.vswitchd = Some(Process::spawn("ovs-vswitchd", command, &printed)?);
@@ -145,8 +171,11 @@ impl Ovs {
             vswitchd.check_alive()?;
             Ok(std::os::unix::net::UnixStream::connect(&ctl).is_ok())
         })?;
-        // Without --no-wait ovs-vsctl returns when vswitchd has caught up with the database.
-        self.vsctl("set Open_vSwitch . external_ids:e2e=up").map(drop)
+        // Without --no-wait ovs-vsctl returns when vswitchd has caught up with the database, if there is a change in it.
+        let pid = vswitchd.pid();
+        let set = self.vsctl(&format!("set Open_vSwitch . external_ids:e2e={pid}"));
+        self.check_alive()?;
+        set.map(drop)
     }
 
     fn vswitchd_command(&self) -> Command {
@@ -182,6 +211,9 @@ impl Ovs {
         if let Some(plugin) = &self.options.plugin {
             command.arg(format!("--netdev-plugin={}", plugin.display()));
         }
+        if let Some(name) = self.options.user.as_ref().and_then(|user| user.by_itself) {
+            command.arg(format!("--user={name}"));
+        }
         self.set_dirs(&mut command);
         command
     }
@@ -190,6 +222,8 @@ impl Ovs {
         for name in ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"] {
             command.env(name, &self.dir);
         }
+        // Where EAL keeps what it keeps, if it is not root's.
+        command.env("XDG_RUNTIME_DIR", &self.dir);
         command.env_remove("OVS_NETDEV_PLUGINS");
     }
 
@@ -448,9 +482,9 @@ fn create_database(tree: &Path, dir: &Path) -> Result<()> {
     process::run(create, PATIENCE).map(drop)
 }
 
-fn start_database(tree: &Path, dir: &Path) -> Result<Process> {
+fn start_database(options: &Options, dir: &Path) -> Result<Process> {
     let (database, socket) = (dir.join("conf.db"), dir.join("db.sock"));
-    let mut command = Command::new(tree.join("ovsdb/ovsdb-server"));
+    let mut command = Command::new(options.tree.join("ovsdb/ovsdb-server"));
     command
         .arg(&database)
         .arg(format!("--remote=punix:{}", socket.display()))
@@ -465,6 +499,9 @@ fn start_database(tree: &Path, dir: &Path) -> Result<Process> {
         ovsdb.check_alive()?;
         Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
     })?;
+    if let Some(user) = &options.user {
+        user.give(&socket)?;
+    }
     Ok(ovsdb)
 }
 

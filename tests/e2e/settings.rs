@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::process;
+use crate::systemd;
 
 /// Choices of the caller.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub struct Settings {
     pub loop_time: Duration,
     /// How many times a guest is moved (`E2E_MIGRATIONS`).
     pub migrations: usize,
+    /// `E2E_SECCOMP=1`: every vswitchd runs behind the system call filter of the systemd drop-in.
+    pub seccomp: bool,
     /// `CI=true`: a skipped case is a failure.
     pub ci: bool,
     /// `KEEP=1`: the demo stays up.
@@ -53,6 +56,7 @@ impl Settings {
             nodpdk: path("OVS_TREE_NODPDK").zip(path("E2E_PLUGIN_NODPDK")),
             loop_time: Duration::from_secs(seconds),
             migrations: migrations.unwrap_or(5),
+            seccomp: var("E2E_SECCOMP").as_deref() == Some("1"),
             ci: var("CI").as_deref() == Some("true"),
             keep: var("KEEP").as_deref() == Some("1"),
             root,
@@ -86,6 +90,10 @@ pub enum Need {
     Valgrind,
     /// An Open vSwitch that was configured with AF_XDP.
     AfXdp,
+    /// systemd-analyze, to read the drop-in; a running systemd is not needed.
+    DropIn,
+    /// systemd, to run one of its own.
+    Systemd,
 }
 
 impl Need {
@@ -107,7 +115,14 @@ impl Need {
             Need::Hugepages => {
                 missing_file(Path::new("/proc/sys/vm/nr_hugepages"), "kernel without hugepages")
             }
+            Need::Valgrind if settings.seccomp => {
+                Some("valgrind makes code, which the drop-in forbids".into())
+            }
             Need::Valgrind => missing_tools(&["valgrind"]),
+            Need::DropIn => missing_tools(&["systemd-analyze", "setpriv"]),
+            Need::Systemd => missing_tools(&["unshare"])
+                .or_else(|| missing_file(Path::new(systemd::PROGRAM), "not installed")),
+            Need::AfXdp if settings.seccomp => Some("the drop-in does not allow AF_XDP ports".into()),
             Need::AfXdp => {
                 let config = std::fs::read_to_string(settings.ovs_tree.join("config.h")).unwrap_or_default();
                 let has = config.contains("#define HAVE_AF_XDP 1");
@@ -134,10 +149,10 @@ fn missing_switch(settings: &Settings) -> Option<String> {
         return Some("not root".into());
     }
     let vswitchd = settings.ovs_tree.join("vswitchd/ovs-vswitchd");
-    missing_file(&vswitchd, "OVS_TREE").or_else(|| {
-        let plugin = settings.plugin.as_deref()?;
-        missing_file(plugin, "E2E_PLUGIN")
-    })
+    let drop_in = settings.seccomp.then(|| Need::DropIn.missing(settings)).flatten();
+    drop_in
+        .or_else(|| missing_file(&vswitchd, "OVS_TREE"))
+        .or_else(|| missing_file(settings.plugin.as_deref()?, "E2E_PLUGIN"))
 }
 
 fn missing_file(file: &Path, what: &str) -> Option<String> {

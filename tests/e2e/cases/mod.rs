@@ -8,6 +8,7 @@ mod bridged;
 mod describe;
 mod dpdk;
 mod fault;
+mod hardened;
 mod hotplug;
 mod iommu;
 mod lost;
@@ -24,6 +25,8 @@ mod valgrind;
 mod vm;
 pub mod world;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -321,6 +324,15 @@ const CASES: &[Case] = &[
     plugin("attack/rings-packed", &[], attack::rings_packed),
     plugin("attack/live-changes", &[], attack::live_changes),
     plugin("attack/exhaustion", &[], attack::exhaustion),
+    plugin("hardened/filter", &[Need::DropIn], hardened::filter_bites),
+    plugin("hardened/unprivileged", &[Need::DropIn], hardened::unprivileged),
+    plugin(
+        "hardened/unprivileged-dpdk",
+        &[Need::DropIn, Need::Hugepages],
+        hardened::unprivileged_dpdk,
+    ),
+    plugin("hardened/gives-up-root", &[Need::DropIn], hardened::gives_up_root),
+    plugin("hardened/systemd", &[Need::Systemd], hardened::by_systemd),
     plugin("soak/reconnect-server", &[], soak::server),
     plugin("soak/reconnect-client", &[], soak::client),
     plugin("soak/client-connects-at-once", &[], soak::connects_at_once),
@@ -359,7 +371,13 @@ pub fn run(settings: &Settings, filters: &[String]) -> ExitCode {
         eprintln!("no case is called like {filters:?}; see e2e --list");
         return ExitCode::from(2);
     }
-    let logs = match tempfile::Builder::new().prefix("ovs-e2e-").tempdir() {
+    // Others may pass through it: a switch that is not root has its own directory below it.
+    let passable = Permissions::from_mode(0o711);
+    let logs = match tempfile::Builder::new()
+        .prefix("ovs-e2e-")
+        .permissions(passable)
+        .tempdir()
+    {
         Ok(dir) => dir.keep(),
         Err(error) => {
             eprintln!("no directory for logs: {error}");

@@ -136,10 +136,27 @@ impl World {
 
     /// A switch of the caller's choice; `hugepages` even if it does not begin with DPDK.
     pub fn with(settings: &Settings, dir: &Path, options: ovs::Options, hugepages: bool) -> Result<Self> {
+        Self::make(settings, dir, options, hugepages, NetNs::create, Ovs::start)
+    }
+
+    /// The same without the observer: for a switch that may not look into the system's interfaces.
+    pub fn unobserved(settings: &Settings, dir: &Path, options: ovs::Options) -> Result<Self> {
+        let hugepages = options.dpdk;
+        Self::make(settings, dir, options, hugepages, NetNs::bare, Ovs::start_alone)
+    }
+
+    fn make(
+        settings: &Settings,
+        dir: &Path,
+        options: ovs::Options,
+        hugepages: bool,
+        ns: fn() -> Result<NetNs>,
+        start: fn(ovs::Options, &Path, &NetNs) -> Result<Ovs>,
+    ) -> Result<Self> {
         let hugepages = hugepages.then(Hugepages::take).transpose()?;
-        let ns = NetNs::create()?;
+        let ns = ns()?;
         let (stock, dpdk) = (options.plugin.is_none(), options.dpdk);
-        let ovs = Ovs::start(options, &dir.join("run"), &ns)?;
+        let ovs = start(options, &dir.join("run"), &ns)?;
         Ok(World {
             ovs,
             dir: dir.into(),
@@ -338,6 +355,9 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         other_config: Vec::new(),
         valgrind: false,
         obey_permissions: false,
+        seccomp: settings.seccomp,
+        user: None,
+        systemd: false,
     }
 }
 

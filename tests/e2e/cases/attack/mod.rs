@@ -7,20 +7,20 @@
 //! * `messages`, `memory`, `rings` with `frames` and `offload`, `live`, `exhaustion`: the attacks, a table in each.
 
 mod arena;
-mod dirty_log;
+pub mod dirty_log;
 mod exhaustion;
 mod frames;
-mod guest;
-mod innocent;
+pub mod guest;
+pub mod innocent;
 mod layout;
 mod live;
 mod memory;
 mod messages;
 mod offload;
-mod plan;
+pub mod plan;
 mod rings;
 mod usage;
-mod wire;
+pub mod wire;
 
 pub use exhaustion::nothing_stays as exhaustion;
 pub use live::changes as live_changes;
