@@ -13,7 +13,15 @@ fn documents() -> Vec<(PathBuf, String)> {
     let in_docs = fs::read_dir(root().join("docs")).expect("docs");
     in_docs
         .map(|entry| entry.expect("an entry of docs").path())
-        .chain(["README.md", "CONTRIBUTING.md", "ovs-patches/README.md"].map(|name| root().join(name)))
+        .chain(
+            [
+                "README.md",
+                "CONTRIBUTING.md",
+                "SECURITY.md",
+                "ovs-patches/README.md",
+            ]
+            .map(|name| root().join(name)),
+        )
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .map(|path| {
             let text = fs::read_to_string(&path).expect("a document");
