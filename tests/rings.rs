@@ -1,9 +1,11 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
-//! In `rings/`: of rings whose front-end keeps what was in flight, of packets beyond a limit, and of the rest of the device.
+//! In `rings/`: of rings whose front-end keeps what was in flight, of packets beyond a limit or dropped for another reason, and of the rest of the device.
 
 mod common;
 #[path = "rings/device.rs"]
 mod device;
+#[path = "rings/drops.rs"]
+mod drops;
 #[path = "common/frontend.rs"]
 mod frontend;
 #[path = "rings/in_flight.rs"]

@@ -1,5 +1,6 @@
 //! What a queue counts. One burst at a time adds to it, once; anybody reads it.
 
+use super::unsent::{Unsent, UNSENT};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Names of the frame size bins, in the order of [`QueueStats::size_bins`].
@@ -29,6 +30,8 @@ pub struct Counters {
     oversize: AtomicU64,
     discarded: AtomicU64,
     invalid: AtomicU64,
+    /// By [`Unsent`].
+    unsent: [AtomicU64; UNSENT],
 }
 
 /// The values of [`Counters`] at one time, each exact, not all of the same moment.
@@ -54,6 +57,38 @@ pub struct QueueStats {
     pub discarded: u64,
     /// Frames to which something was left to be done that cannot be done.
     pub invalid: u64,
+    /// Frames that were to be sent and were not, see [`QueueStats::unsent`].
+    unsent: [u64; UNSENT],
+}
+
+impl QueueStats {
+    /// Frames that were not sent for `reason`. Those that were [too large](Self::oversize) or [invalid](Self::invalid)
+    /// count there.
+    pub fn unsent(&self, reason: Unsent) -> u64 {
+        self.unsent.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// These values, each put together with the same one of `other`.
+    #[must_use]
+    pub fn with(self, other: &Self, join: impl Fn(u64, u64) -> u64) -> Self {
+        let joined = |one: &[u64], two: &[u64], at: usize| match (one.get(at), two.get(at)) {
+            (Some(one), Some(two)) => join(*one, *two),
+            _ => 0,
+        };
+        Self {
+            good_packets: join(self.good_packets, other.good_packets),
+            good_bytes: join(self.good_bytes, other.good_bytes),
+            multicast_packets: join(self.multicast_packets, other.multicast_packets),
+            broadcast_packets: join(self.broadcast_packets, other.broadcast_packets),
+            size_bins: std::array::from_fn(|bin| joined(&self.size_bins, &other.size_bins, bin)),
+            guest_notifications: join(self.guest_notifications, other.guest_notifications),
+            runts: join(self.runts, other.runts),
+            oversize: join(self.oversize, other.oversize),
+            discarded: join(self.discarded, other.discarded),
+            invalid: join(self.invalid, other.invalid),
+            unsent: std::array::from_fn(|reason| joined(&self.unsent, &other.unsent, reason)),
+        }
+    }
 }
 
 impl Counters {
@@ -71,6 +106,7 @@ impl Counters {
             oversize: get(&self.oversize),
             discarded: get(&self.discarded),
             invalid: get(&self.invalid),
+            unsent: std::array::from_fn(|reason| self.unsent.get(reason).map_or(0, get)),
         }
     }
 
@@ -92,6 +128,15 @@ impl Counters {
     /// Counts buffers given back unread, under the gate too.
     pub(super) fn count_discarded(&self, chains: usize) {
         add(&self.discarded, chains as u64);
+    }
+
+    /// Counts frames that were not sent. Also for who stands before a closed gate, perhaps beside others: so, a locked
+    /// addition.
+    #[cold]
+    pub(super) fn count_unsent(&self, reason: Unsent, frames: usize) {
+        if let Some(counter) = self.unsent.get(reason as usize) {
+            counter.fetch_add(frames as u64, Ordering::Relaxed);
+        }
     }
 
     /// Counts one write to the call eventfd, under the gate too.

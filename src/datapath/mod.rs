@@ -37,6 +37,7 @@ mod ring;
 mod set;
 mod slot;
 mod split;
+mod unsent;
 
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
@@ -44,6 +45,7 @@ pub use dirty::RingLog;
 pub use queue::{Queue, Sent, Wake, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot, MAX_FRAME};
+pub use unsent::Unsent;
 
 pub use crate::virtio::net_hdr::Offload;
 

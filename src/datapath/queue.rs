@@ -51,6 +51,8 @@ pub struct Queue {
     /// Behind an IOMMU: the miss last reported, as `poll_side` has it, so that each is reported once; 0 if none was.
     missed: AtomicU64,
     gate: Gate<State>,
+    /// Not 0 while [`State::fault`] is something, for who stands before the closed gate.
+    broken: AtomicU32,
     counters: Counters,
     waker: Waker,
 }
@@ -107,6 +109,13 @@ impl Queue {
             avail: next,
             used: next,
         })
+    }
+
+    /// Notes in the state, and for who is kept out of it, that the driver broke the ring, or that a new one begins whole.
+    fn set_fault(&self, state: &mut State, fault: Option<RingFault>) {
+        state.fault = fault;
+        // Relaxed: tells one reason of a drop from another.
+        self.broken.store(u32::from(fault.is_some()), Ordering::Relaxed);
     }
 
     fn publish_status(&self, ring: &dyn Ring) {

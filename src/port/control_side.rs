@@ -37,6 +37,7 @@ impl Port {
 
     /// The first queue pair of a front-end that spoke of `pairs` runs.
     pub(super) fn attach(&self, link: Link, pairs: u16) {
+        self.most_pairs.fetch_max(pairs, Ordering::Relaxed);
         let mut requested = self.requested.lock();
         let wanted = Topology {
             n_rxq: pairs.max(1),

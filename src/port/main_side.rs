@@ -205,20 +205,21 @@ impl Port {
 
     /// The standard counters.
     pub fn stats(&self) -> Stats {
-        Stats::of(self.live_queues(), &self.drops)
+        Stats::of(self.counted_queues(), &self.drops)
     }
 
     /// The named counters: the stock ones in the stock order.
     pub fn custom_stats(&self, emit: &mut dyn FnMut(&str, u64)) {
-        stats::custom(self.live_queues(), &self.drops, emit);
+        stats::custom(self.counted_queues(), &self.drops, emit);
         emit(
             "ovs_vhost_refused_front_ends",
             self.refused.load(Ordering::Relaxed),
         );
     }
 
-    fn live_queues(&self) -> &[Queue] {
-        let pairs = self.requested.lock().n_rxq;
+    /// All that ever had a ring: a guest with fewer queues takes nothing from the sums.
+    pub(super) fn counted_queues(&self) -> &[Queue] {
+        let pairs = self.most_pairs.load(Ordering::Relaxed);
         self.queues.get(..2 * usize::from(pairs)).unwrap_or(&self.queues)
     }
 }

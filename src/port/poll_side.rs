@@ -32,6 +32,7 @@ impl Port {
     fn deliver(&self, name: u16, slots: &[TxSlot<'_>], queue_of: &dyn Fn(usize) -> u32) -> Sent {
         let mut all = Sent::default();
         if !self.open.load(Ordering::Relaxed) {
+            self.drops.closed(slots.len(), !self.up.load(Ordering::Relaxed));
             return all;
         }
         let Some(queue) = self
@@ -39,6 +40,7 @@ impl Port {
             .queue(name)
             .and_then(|q| self.queues.get(2 * usize::from(q)))
         else {
+            self.drops.disabled(slots.len());
             return all;
         };
         let (max_frame, retries) = (
@@ -66,8 +68,8 @@ impl Port {
             0
         };
         self.drops.retries(all.retries);
-        let no_room = tried - all.packets - all.invalid;
-        self.drops.reasons(slots.len() - tried - shaped, shaped, no_room);
+        let failed = tried - all.packets - all.invalid;
+        self.drops.reasons(slots.len() - tried - shaped, shaped, failed);
         all
     }
 }

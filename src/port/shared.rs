@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -191,6 +191,8 @@ pub struct Port {
     pub(super) max_frame: AtomicU32,
     pub(super) tx_retries: AtomicU32,
     pub(super) drops: Drops,
+    /// Queue pairs that the guest with the most of them had. The control thread writes it.
+    pub(super) most_pairs: AtomicU16,
     /// Limits on what the guest sends, and on what it is sent. Main sets them.
     pub(super) ingress: Guarded<Ingress>,
     pub(super) egress: Guarded<Option<Egress>>,
@@ -270,6 +272,7 @@ impl Port {
             max_frame: AtomicU32::new(DEFAULT_MTU + FRAME_OVERHEAD),
             tx_retries: AtomicU32::new(Options::default().tx_retries),
             drops: Drops::default(),
+            most_pairs: AtomicU16::new(1),
             ingress: Guarded::default(),
             egress: Guarded::default(),
             qos_complaints: Mutex::default(),

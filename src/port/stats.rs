@@ -5,15 +5,21 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::datapath::{Queue, QueueStats, SIZE_BIN_NAMES};
+use crate::datapath::{Queue, QueueStats, Unsent, SIZE_BIN_NAMES};
 
-/// Packets that were to be sent and were not, by reason.
+/// Packets that were to be sent and reached no ring, by reason; what a queue did not send it counts itself.
 #[derive(Default)]
 pub(super) struct Drops {
-    /// All of them, whatever the reason.
+    /// All of them, whatever the reason, those that a queue did not send too.
     unsent: AtomicU64,
-    /// The guest had no room.
-    no_room: AtomicU64,
+    /// Of these, all that a queue was given and did not send, but for those with something left to be done to them.
+    failed: AtomicU64,
+    /// No guest was there.
+    unconnected: AtomicU64,
+    /// The port was down by the operator's word.
+    down: AtomicU64,
+    /// The guest had enabled no queue.
+    disabled: AtomicU64,
     /// Longer than the MTU allows.
     too_long: AtomicU64,
     /// Beyond what the QoS allows.
@@ -31,14 +37,26 @@ impl Drops {
         add(&self.unsent, packets);
     }
 
-    /// Counts those of them that were too long, those beyond the QoS, and those for which the guest had no room.
+    /// Counts those of them that were too long, those beyond the QoS, and those that a queue failed to send.
     #[inline]
-    pub(super) fn reasons(&self, too_long: usize, shaped: usize, no_room: usize) {
-        if too_long + shaped + no_room > 0 {
+    pub(super) fn reasons(&self, too_long: usize, shaped: usize, failed: usize) {
+        if too_long + shaped + failed > 0 {
             add(&self.too_long, too_long);
             add(&self.shaped, shaped);
-            add(&self.no_room, no_room);
+            add(&self.failed, failed);
         }
+    }
+
+    /// Counts those that were sent to a port without a guest, or to one that the operator took `down`.
+    #[cold]
+    pub(super) fn closed(&self, packets: usize, down: bool) {
+        add(if down { &self.down } else { &self.unconnected }, packets);
+    }
+
+    /// Counts those for which there was no queue.
+    #[cold]
+    pub(super) fn disabled(&self, packets: usize) {
+        add(&self.disabled, packets);
     }
 
     /// Counts packets from the guest that its policer refused.
@@ -130,19 +148,8 @@ impl Stats {
 fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
     queues
         .map(|queue| queue.counters().read())
-        .fold(QueueStats::default(), |mut sum, one| {
-            sum.good_packets += one.good_packets;
-            sum.good_bytes += one.good_bytes;
-            sum.multicast_packets += one.multicast_packets;
-            sum.broadcast_packets += one.broadcast_packets;
-            sum.runts += one.runts;
-            sum.oversize += one.oversize;
-            sum.discarded += one.discarded;
-            sum.invalid += one.invalid;
-            for (sum, one) in sum.size_bins.iter_mut().zip(one.size_bins) {
-                *sum += one;
-            }
-            sum
+        .fold(QueueStats::default(), |sum, one| {
+            sum.with(&one, |sum, one| sum + one)
         })
 }
 
@@ -151,7 +158,7 @@ fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
 pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str, u64)) {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     emit("ovs_tx_retries", of(&drops.retries));
-    emit("ovs_tx_failure_drops", of(&drops.no_room));
+    emit("ovs_tx_failure_drops", of(&drops.failed));
     emit("ovs_tx_mtu_exceeded_drops", of(&drops.too_long));
     emit("ovs_tx_qos_drops", of(&drops.shaped));
     emit("ovs_rx_qos_drops", of(&drops.policed));
@@ -168,6 +175,15 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_vhost_rx_oversize_drops", rx.oversize);
     emit("ovs_vhost_rx_disabled_drops", rx.discarded);
     emit("ovs_vhost_rx_invalid_offload_drops", rx.invalid);
+    emit("ovs_vhost_tx_not_connected_drops", of(&drops.unconnected));
+    emit("ovs_vhost_tx_admin_down_drops", of(&drops.down));
+    let disabled = of(&drops.disabled) + tx.unsent(Unsent::Disabled);
+    emit("ovs_vhost_tx_vring_disabled_drops", disabled);
+    emit("ovs_vhost_tx_vring_broken_drops", tx.unsent(Unsent::Broken));
+    emit("ovs_vhost_tx_ring_full_drops", tx.unsent(Unsent::Full));
+    emit("ovs_vhost_tx_desc_invalid_drops", tx.unsent(Unsent::Malformed));
+    emit("ovs_vhost_tx_iotlb_miss_drops", tx.unsent(Unsent::Missing));
+    emit("ovs_vhost_tx_too_big_drops", tx.oversize);
 }
 
 fn of_queue(prefix: &str, stats: &QueueStats, emit: &mut dyn FnMut(&str, u64)) {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
 use crate::datapath::testing::frame;
-use crate::datapath::{Direction, Queue, RingConfig, TxSlot, Wake};
+use crate::datapath::{Direction, Queue, RingConfig, TxSlot, Unsent, Wake};
 use crate::memory::{Access, FrontendAddr, GuestAddr, Iotlb, IovaRange, MemTable, Miss, Translation};
 use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::{
@@ -283,6 +283,8 @@ mod body {
         behind.supply();
         let frames: Vec<_> = (0..4).map(|seed| frame(1400, seed * 2)).collect();
         assert_eq!(behind.enqueue(&frames), 0);
+        let missing = behind.queue.counters().read().unsent(Unsent::Missing);
+        assert_eq!(missing, frames.len() as u64);
         assert_eq!(behind.queue.fault(), None);
         assert!(behind.misses().iter().all(|miss| miss.access == Access::Write));
         assert!(behind.received().is_empty());

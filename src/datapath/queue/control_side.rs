@@ -26,6 +26,7 @@ impl Queue {
                 behind_iommu: false,
                 fault: None,
             }),
+            broken: AtomicU32::new(0),
             counters: Counters::default(),
             waker,
         }
@@ -49,7 +50,7 @@ impl Queue {
             ring.call(&self.counters);
             self.publish_status(ring.as_ref());
             state.ring = Some(ring);
-            state.fault = None;
+            self.set_fault(state, None);
             Ok(())
         })
     }
@@ -142,7 +143,7 @@ impl Queue {
             if burst.halted {
                 let vring = ring.vring();
                 if let Some(Halt::Fault(reason)) = ring.take_halt() {
-                    state.fault = Some(RingFault { vring, reason });
+                    self.set_fault(state, Some(RingFault { vring, reason }));
                     (self.waker)(Wake::Broken);
                 }
                 return false;

@@ -8,6 +8,7 @@ use crate::datapath::miss::Halt;
 use crate::datapath::rarp;
 use crate::datapath::ring::{Burst, Ring, BURST};
 use crate::datapath::slot::{RxSlot, TxSlot};
+use crate::datapath::unsent::Unsent;
 use crate::memory::Miss;
 use crate::sync::Ordering;
 
@@ -41,7 +42,8 @@ impl Queue {
             Some(errand) => self.run_errand(errand, &mut state, slots, grow),
         };
         if burst.halted {
-            self.halt(state);
+            let halt = state.ring.as_mut().and_then(|ring| ring.take_halt());
+            self.halt(state, halt);
         }
         burst.frames
     }
@@ -99,6 +101,7 @@ impl Queue {
     ///
     /// Makes up to `retries` further attempts, each only if the one before made some progress, as stock ports do.
     /// Waits only for another thread's burst on this queue; sends nothing if the ring is stopped, disabled or broken.
+    /// What is not sent is counted, each frame for its reason.
     pub fn enqueue(&self, slots: &[TxSlot<'_>], retries: u32) -> Sent {
         let mut sent = Sent::default();
         if self.direction != Direction::Enqueue || slots.is_empty() {
@@ -106,7 +109,10 @@ impl Queue {
         }
         let (state, contended) = self.gate.enter();
         sent.contended = contended;
-        let Some(mut state) = state else { return sent };
+        let Some(mut state) = state else {
+            self.refuse(slots.len());
+            return sent;
+        };
         let Some(ring) = &mut state.ring else { return sent };
         let mut left = slots;
         let halted = loop {
@@ -120,12 +126,39 @@ impl Queue {
             sent.retries += 1;
         };
         self.publish_status(ring.as_ref());
-        if halted {
-            self.halt(state);
+        if !left.is_empty() {
+            self.fall_short(state, left.len(), halted);
         } else if state.behind_iommu {
             self.look_ahead(&state);
         }
         sent
+    }
+
+    /// Counts frames that came to a closed gate.
+    #[cold]
+    fn refuse(&self, frames: usize) {
+        let reason = match self.broken.load(Ordering::Relaxed) {
+            0 => Unsent::Disabled,
+            _ => Unsent::Broken,
+        };
+        self.counters.count_unsent(reason, frames);
+    }
+
+    /// Ends a burst into the guest that leaves frames behind.
+    #[cold]
+    fn fall_short(&self, mut state: Entered<'_, State>, left: usize, halted: bool) {
+        let ring = state.ring.as_mut().filter(|_| halted);
+        let halt = ring.and_then(|ring| ring.take_halt());
+        let reason = match halt {
+            None => Unsent::Full,
+            Some(Halt::Fault(_)) => Unsent::Malformed,
+            Some(Halt::Miss(_)) => Unsent::Missing,
+        };
+        self.counters.count_unsent(reason, left);
+        if halt.is_none() && state.behind_iommu {
+            self.look_ahead(&state);
+        }
+        self.halt(state, halt);
     }
 
     /// One attempt to send all of `slots`: ends at the first group that the ring does not take whole.
@@ -196,12 +229,13 @@ impl Queue {
     /// Ends a burst before its time. If the driver broke the ring, no other begins until the control thread starts it
     /// anew.
     #[cold]
-    fn halt(&self, mut state: Entered<'_, State>) {
-        let Some(ring) = &mut state.ring else { return };
-        let vring = ring.vring();
-        match ring.take_halt() {
+    fn halt(&self, mut state: Entered<'_, State>, halt: Option<Halt>) {
+        let Some(vring) = state.ring.as_ref().map(|ring| ring.vring()) else {
+            return;
+        };
+        match halt {
             Some(Halt::Fault(reason)) => {
-                state.fault = Some(RingFault { vring, reason });
+                self.set_fault(&mut state, Some(RingFault { vring, reason }));
                 state.close_behind();
                 drop(state);
                 (self.waker)(Wake::Broken);

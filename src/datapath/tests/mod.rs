@@ -4,6 +4,7 @@ mod crash;
 mod drain;
 mod inflight;
 mod same;
+mod unsent;
 
 use super::testing::*;
 use super::{Direction, Queue, RingConfig};
