@@ -8,6 +8,7 @@
 //!                                      qos <- port
 //! ```
 //!
+//! * `sync`, `clock`: atomics that can be model-checked, and the time; `panics`: the text of one.
 //! * [`memory`]: guest addresses, mapped regions, and the only ways to touch guest bytes.
 //! * [`virtio`]: a virtqueue seen from the device side. No I/O, no threads.
 //! * [`datapath`]: a queue that a poll thread bursts through while the control thread swaps rings under it.
@@ -22,6 +23,7 @@
 //! *poll (PMD)* threads call the bursts; one *control* thread of ours, `ovs-vhost`, speaks vhost-user
 //! on every port. Main and poll threads never wait for a peer, and no thread waits for Open vSwitch's RCU.
 
+mod clock;
 pub mod datapath;
 #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
 pub mod fuzzing;

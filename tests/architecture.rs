@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("panics", &[]),
+    ("clock", &[]),
     ("memory", &["sync"]),
     ("virtio", &["sync", "memory"]),
-    ("datapath", &["sync", "memory", "virtio"]),
+    ("datapath", &["sync", "clock", "memory", "virtio"]),
     ("vhost_user", &["sync", "memory", "virtio"]),
     ("qos", &[]),
     (
         "port",
         &[
             "sync",
+            "clock",
             "memory",
             "virtio",
             "datapath",
@@ -54,7 +56,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "memory/inflight.rs",
         "maps the buffer in which a front-end keeps what was in flight",
     ),
-    ("memory/numa.rs", "a system call that libc does not wrap"),
+    ("memory/numa.rs", "system calls that libc does not wrap"),
     (
         "memory/userfault.rs",
         "waits for missing pages: the kernel's interface, which libc lacks",

@@ -28,6 +28,7 @@ mod counters;
 mod dirty;
 mod frame;
 mod gate;
+mod histogram;
 mod miss;
 mod offload;
 mod packed;
@@ -37,14 +38,17 @@ mod ring;
 mod set;
 mod slot;
 mod split;
+mod stall;
 mod unsent;
 
 pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
 pub use dirty::RingLog;
+pub use histogram::{Distribution, Histogram};
 pub use queue::{Queue, Sent, Wake, Waker};
 pub use ring::BURST;
 pub use slot::{RxSlot, TxSlot, MAX_FRAME};
+pub use stall::{StallStats, Stalls};
 pub use unsent::Unsent;
 
 pub use crate::virtio::net_hdr::Offload;

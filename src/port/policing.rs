@@ -9,9 +9,9 @@ use std::ffi::CStr;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::time::{clock_gettime, ClockId};
 use parking_lot::Mutex;
 
+use crate::clock::now;
 use crate::datapath::{RxSlot, TxSlot, BURST};
 use crate::qos::{Details, Egress, Limits, QueueCounts, Refusal, Settings, TYPES};
 
@@ -63,15 +63,6 @@ impl Complaints {
 
 // A burst's verdicts fit the word in which they cross the border.
 const _: () = assert!(BURST <= u32::BITS as usize);
-
-/// Nanoseconds of the clock that meters go by, which is also Open vSwitch's. The C library's call: rustix looks for the
-/// kernel's fast one by itself, and not every process has that where it looks (valgrind's has not).
-fn now() -> u64 {
-    let part = |number: i64| u64::try_from(number).unwrap_or(0);
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        part(time.tv_sec()) * 1_000_000_000 + part(time.tv_nsec())
-    })
-}
 
 /// As poll threads use it.
 impl Port {

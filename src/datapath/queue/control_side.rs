@@ -1,13 +1,15 @@
 //! A queue as the control thread uses it: rings start, stop and are replaced, each while no burst is inside.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Errand, Queue, State, Wake, Waker};
+use crate::clock;
 use crate::datapath::config::{Direction, RingConfig, RingError, RingFault};
 use crate::datapath::counters::Counters;
 use crate::datapath::gate::Gate;
 use crate::datapath::miss::Halt;
 use crate::datapath::ring::{attach, Start};
+use crate::datapath::stall::Stalls;
 use crate::memory::{MemTable, Miss};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,6 +19,8 @@ impl Queue {
         Self {
             direction,
             status: AtomicU32::new(0),
+            tasks: AtomicU32::new(0),
+            broken: AtomicU32::new(0),
             missed: AtomicU64::new(0),
             gate: Gate::new(State {
                 ring: None,
@@ -26,8 +30,10 @@ impl Queue {
                 behind_iommu: false,
                 fault: None,
             }),
-            broken: AtomicU32::new(0),
             counters: Counters::default(),
+            stalls: Stalls::default(),
+            gauge: OnceLock::new(),
+            poller: AtomicU32::new(0),
             waker,
         }
     }
@@ -50,6 +56,7 @@ impl Queue {
             ring.call(&self.counters);
             self.publish_status(ring.as_ref());
             state.ring = Some(ring);
+            self.ask_poller();
             self.set_fault(state, None);
             Ok(())
         })
@@ -194,7 +201,7 @@ impl Queue {
         let Some(mut state) = self.gate.enter().0 else {
             return self.control(change);
         };
-        let result = change(&mut state);
+        let result = self.change(&mut state, change);
         if !state.may_burst() {
             state.close_behind();
         }
@@ -209,10 +216,24 @@ impl Queue {
     /// Changes the state while no burst is inside.
     fn control<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.gate.close();
-        let result = change(&mut state);
+        let result = self.change(&mut state, change);
         if state.may_burst() {
             state.open();
         }
+        result
+    }
+
+    /// Changes the state, and what follows from it.
+    fn change<R>(&self, state: &mut State, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(state);
+        if !state.may_burst() {
+            self.end_stall(clock::now());
+            // What comes next is no gap between polls.
+            if let Some(gauge) = self.gauge.get() {
+                gauge.polled.store(0, Ordering::Relaxed);
+            }
+        }
+        self.settle(state);
         result
     }
 }

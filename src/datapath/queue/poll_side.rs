@@ -1,6 +1,7 @@
 //! A queue as poll threads use it: bursts, which never wait but for one another.
 
-use super::{Errand, Queue, Sent, State, Wake};
+use super::{task, Errand, Gauge, Queue, Sent, State, Wake};
+use crate::clock;
 use crate::datapath::config::{Direction, RingFault};
 use crate::datapath::counters::Tally;
 use crate::datapath::gate::Entered;
@@ -37,9 +38,9 @@ impl Queue {
         let Ok(mut state) = self.gate.try_enter() else {
             return 0;
         };
-        let burst = match state.errand {
-            None => self.receive(&mut state, slots, grow),
-            Some(errand) => self.run_errand(errand, &mut state, slots, grow),
+        let burst = match self.has_task(task::DEQUEUE) {
+            false => self.receive(&mut state, slots, grow),
+            true => self.receive_busily(&mut state, slots, grow),
         };
         if burst.halted {
             let halt = state.ring.as_mut().and_then(|ring| ring.take_halt());
@@ -115,27 +116,42 @@ impl Queue {
         };
         let Some(ring) = &mut state.ring else { return sent };
         let mut left = slots;
-        let halted = loop {
+        loop {
             let attempt = self.attempt(ring.as_mut(), left);
             sent.packets += attempt.frames;
             sent.invalid += attempt.invalid;
             left = left.get(attempt.slots..).unwrap_or_default();
-            if attempt.halted || left.is_empty() || attempt.slots == 0 || sent.retries == retries {
-                break attempt.halted;
+            if left.is_empty() {
+                break;
+            }
+            if attempt.halted || attempt.slots == 0 || sent.retries == retries {
+                self.fall_short(state, sent.packets > 0, left.len());
+                return sent;
             }
             sent.retries += 1;
-        };
+        }
         self.publish_status(ring.as_ref());
-        if !left.is_empty() {
-            self.fall_short(state, left.len(), halted);
-        } else if state.behind_iommu {
-            self.look_ahead(&state);
+        if self.has_task(task::ENQUEUE) {
+            self.look_around(&state, sent.packets > 0);
         }
         sent
     }
 
+    /// Ends a burst into the guest that leaves no frame behind and has more to do than that.
+    #[cold]
+    fn look_around(&self, state: &State, moved: bool) {
+        if moved && self.stalls.lasts() {
+            self.end_stall(clock::now());
+        }
+        if state.behind_iommu {
+            self.look_ahead(state);
+        }
+        self.settle(state);
+    }
+
     /// Counts frames that came to a closed gate.
     #[cold]
+    #[inline(never)]
     fn refuse(&self, frames: usize) {
         let reason = match self.broken.load(Ordering::Relaxed) {
             0 => Unsent::Disabled,
@@ -144,20 +160,30 @@ impl Queue {
         self.counters.count_unsent(reason, frames);
     }
 
-    /// Ends a burst into the guest that leaves frames behind.
+    /// Ends a burst into the guest that leaves frames behind, whether or not some got through.
     #[cold]
-    fn fall_short(&self, mut state: Entered<'_, State>, left: usize, halted: bool) {
-        let ring = state.ring.as_mut().filter(|_| halted);
-        let halt = ring.and_then(|ring| ring.take_halt());
+    fn fall_short(&self, mut state: Entered<'_, State>, moved: bool, left: usize) {
+        let Some(ring) = &mut state.ring else { return };
+        self.publish_status(ring.as_ref());
+        let halt = ring.take_halt();
         let reason = match halt {
             None => Unsent::Full,
             Some(Halt::Fault(_)) => Unsent::Malformed,
             Some(Halt::Miss(_)) => Unsent::Missing,
         };
         self.counters.count_unsent(reason, left);
+        let full = reason == Unsent::Full;
+        if moved || !full || !self.stalls.lasts() {
+            let now = clock::now();
+            self.end_stall(now);
+            if full {
+                self.stalls.begin(now);
+            }
+        }
         if halt.is_none() && state.behind_iommu {
             self.look_ahead(&state);
         }
+        self.settle(&state);
         self.halt(state, halt);
     }
 
@@ -186,7 +212,30 @@ impl Queue {
         }
     }
 
+    /// A poll that has more to do than to move frames.
     #[cold]
+    fn receive_busily<'a>(
+        &self,
+        state: &mut Entered<'_, State>,
+        slots: &mut [RxSlot<'a>],
+        grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
+    ) -> Burst {
+        if self.has_task(task::NAME_POLLER) {
+            self.set_task(task::NAME_POLLER, false);
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            self.poller.store(thread.unsigned_abs(), Ordering::Relaxed);
+        }
+        if let Some(gauge) = self.gauge.get().filter(|_| self.has_task(task::GAUGE)) {
+            gauge.poll(clock::now());
+        }
+        let burst = match state.errand {
+            None => self.receive(state, slots, grow),
+            Some(errand) => self.run_errand(errand, state, slots, grow),
+        };
+        self.settle(state);
+        burst
+    }
+
     fn run_errand<'a>(
         &self,
         errand: Errand,
@@ -265,6 +314,17 @@ impl Queue {
         if self.missed.load(Ordering::Relaxed) != word {
             self.missed.store(word, Ordering::Relaxed);
             (self.waker)(Wake::Missed);
+        }
+    }
+}
+
+impl Gauge {
+    /// Counts how long ago the last poll was. Inside the gate.
+    fn poll(&self, now: u64) {
+        let last = self.polled.load(Ordering::Relaxed);
+        self.polled.store(now, Ordering::Relaxed);
+        if last != 0 {
+            self.seen.add(now.saturating_sub(last));
         }
     }
 }

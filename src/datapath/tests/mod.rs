@@ -5,6 +5,7 @@ mod drain;
 mod inflight;
 mod same;
 mod unsent;
+mod waits;
 
 use super::testing::*;
 use super::{Direction, Queue, RingConfig};
