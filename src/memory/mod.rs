@@ -23,6 +23,7 @@
 )]
 
 mod addr;
+mod backing;
 mod copy;
 pub(crate) mod cpu;
 pub(crate) mod crash;
@@ -42,6 +43,7 @@ mod userfault;
 mod write_log;
 
 pub use addr::{FrontendAddr, GuestAddr};
+pub use backing::Backing;
 pub use copy::GuestSlice;
 pub use cursor::{Cursor, Unmapped};
 pub use dirty_log::{DirtyLog, LogError, LOG_PAGE, MAX_LOG_BYTES};

@@ -1,4 +1,4 @@
-//! Which NUMA node a page of guest memory lives on.
+//! Which NUMA nodes pages of guest memory live on.
 
 const MPOL_F_NODE: libc::c_ulong = 1;
 const MPOL_F_ADDR: libc::c_ulong = 2;
@@ -19,4 +19,27 @@ pub(super) fn node_of(address: *const u8) -> Option<i32> {
         )
     };
     (result == 0 && node >= 0).then_some(node)
+}
+
+/// The nodes of those of the pages at `addresses` that this process has in use, each once; none where the kernel cannot say.
+pub(super) fn nodes_of(addresses: &[*const u8]) -> Vec<i32> {
+    let mut nodes = vec![-1 as libc::c_int; addresses.len()];
+    // SAFETY: move_pages(2) without nodes to move to moves nothing: it reads as many addresses as it is told, which are there
+    // and may have any value, and writes as many numbers, for which there is room. It looks at no page's content.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0 as libc::c_long,
+            addresses.len(),
+            addresses.as_ptr(),
+            std::ptr::null::<libc::c_int>(),
+            nodes.as_mut_ptr(),
+            0 as libc::c_long,
+        )
+    };
+    // A page that is not there has an error's number.
+    nodes.retain(|node| result == 0 && *node >= 0);
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
 }

@@ -4,8 +4,10 @@ use std::fmt;
 use std::os::fd::AsFd;
 
 use super::addr::{FrontendAddr, GuestAddr};
+use super::backing::Backing;
 use super::error::MemError;
 use super::mapping::Mapping;
+use super::numa;
 
 /// A memory region description of SET_MEM_TABLE and ADD_MEM_REG (vhost-user, "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,11 @@ impl fmt::Display for RegionDesc {
 pub struct Region {
     desc: RegionDesc,
     mapping: Mapping,
+    backing: Backing,
 }
+
+/// Pages that are looked at to find where a region's memory is.
+const SAMPLES: usize = 64;
 
 impl Region {
     /// Maps the region `desc` of the file `fd`, which is closed on return if it was given by value.
@@ -70,7 +76,12 @@ impl Region {
             .checked_add(last)
             .ok_or_else(|| wraps("front-end address"))?;
         let mapping = Mapping::new(&desc, fd.as_fd())?;
-        Ok(Self { desc, mapping })
+        let backing = Backing::of(fd.as_fd());
+        Ok(Self {
+            desc,
+            mapping,
+            backing,
+        })
     }
 
     /// As [`Region::map`], of a file whose missing pages are somewhere else still (post-copy).
@@ -92,6 +103,21 @@ impl Region {
     /// What the front-end said of it.
     pub fn desc(&self) -> &RegionDesc {
         &self.desc
+    }
+
+    /// What it is made of.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// The NUMA nodes on which those of its pages are that this process has used: of [`SAMPLES`] of them, evenly spread. Waits
+    /// for no page that is not there.
+    pub fn nodes(&self) -> Vec<i32> {
+        let (start, size) = (self.mapping.start(), self.mapping.size());
+        let step = usize::try_from(size / SAMPLES as u64).unwrap_or(usize::MAX);
+        let last = usize::try_from(size - 1).unwrap_or(usize::MAX);
+        let samples = (0..SAMPLES).map(|sample| start.wrapping_add((sample * step).min(last)).cast_const());
+        numa::nodes_of(&samples.collect::<Vec<_>>())
     }
 
     /// Where it is.
