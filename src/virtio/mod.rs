@@ -1,7 +1,7 @@
 //! The virtqueue, device side (VIRTIO 1.2, section 2). No I/O, no threads.
 //!
 //! [`ring`] is the memory of a split ring, [`packed_ring`] that of a packed one, [`chain`] walks one buffer's descriptors, [`notify`] decides
-//! whether the driver wants a call, [`net_hdr`] is what precedes each frame.
+//! whether the driver wants a call, [`net_hdr`] is what precedes each frame. [`sight`] is for people who look for a fault.
 
 #![deny(
     clippy::unwrap_used,
@@ -30,3 +30,4 @@ pub mod net_hdr;
 pub mod notify;
 pub mod packed_ring;
 pub mod ring;
+pub mod sight;

@@ -292,6 +292,12 @@ impl PackedMem {
         Event::from_word(self.event(self.driver).load(Ordering::Relaxed))
     }
 
+    /// When the driver should kick, as whoever serves the ring wrote it.
+    pub fn device_event(&self) -> Event {
+        // Relaxed: for display.
+        Event::from_word(self.event(self.device).load(Ordering::Relaxed))
+    }
+
     /// Says when the driver should kick.
     pub fn set_device_event(&self, event: Event) {
         // Relaxed: a hint, with no data behind it.

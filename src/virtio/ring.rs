@@ -255,6 +255,19 @@ impl SplitMem {
         self.u16(self.used, IDX_OFFSET).store(idx, Ordering::Release);
     }
 
+    /// `used.flags`, as whoever serves the ring wrote them.
+    pub fn used_flags(&self) -> u16 {
+        // Relaxed: for display.
+        self.u16(self.used, 0).load(Ordering::Relaxed)
+    }
+
+    /// `avail_event`, likewise.
+    pub fn avail_event(&self) -> u16 {
+        let offset = ENTRIES_OFFSET + size_of::<UsedElem>() * usize::from(self.size);
+        // Relaxed: for display.
+        self.u16(self.used, offset).load(Ordering::Relaxed)
+    }
+
     /// `used.flags`.
     pub fn set_used_flags(&self, flags: u16) {
         // Relaxed: a hint, with no data behind it.
