@@ -105,12 +105,29 @@ ovsv_host_tx_contended(void)
     COVERAGE_INC(vhost_tx_contention);
 }
 
-/* ovs-appctl vhost-user/show and vhost-user/events. */
+/* ovs-appctl vhost-user/show and its like. */
+
+/* What one of these commands tells. */
+struct command {
+    enum ovsv_topic topic;
+    bool one_port;              /* Of one port, which must be named. */
+    bool has_word;              /* A word may follow the port's name. */
+};
+
+static struct command show = { .topic = OVSV_SHOW };
+static struct command events = { .topic = OVSV_EVENTS };
+static struct command stats = { .topic = OVSV_STATS };
+static struct command latency = { .topic = OVSV_LATENCY, .has_word = true };
+static struct command ring_dump = {
+    .topic = OVSV_RINGS, .one_port = true, .has_word = true,
+};
 
 struct description {
-    enum ovsv_topic topic;
+    const struct command *command;
+    const char *word;
     bool json;
     size_t n_ports;
+    bool refused;               /* 'text' says why. */
     struct ds text;
 };
 
@@ -125,19 +142,33 @@ describe_cb(struct ovsv_port *port, void *description_)
 {
     struct description *description = description_;
 
+    if (description->refused) {
+        return;
+    }
     if (description->n_ports++) {
         ds_put_cstr(&description->text, description->json ? ",\n " : "\n");
     }
-    ovsv.port_describe(port, description->topic, description->json, put_text,
-                       &description->text);
+
+    struct ds text = DS_EMPTY_INITIALIZER;
+
+    if (!ovsv.port_describe(port, description->command->topic,
+                            description->word, description->json, put_text,
+                            &text)) {
+        description->refused = true;
+        ds_clear(&description->text);
+    }
+    ds_put_buffer(&description->text, ds_cstr(&text), text.length);
+    ds_destroy(&text);
 }
 
-/* Describes one port, or all.  'topic' is a pointer to an enum ovsv_topic. */
+/* Describes one port, or all.  'command' is a struct command. */
 static void
-describe(struct unixctl_conn *conn, int argc, const char *argv[], void *topic)
+describe(struct unixctl_conn *conn, int argc, const char *argv[],
+         void *command_)
 {
+    const struct command *command = command_;
     struct description description = {
-        .topic = *(const enum ovsv_topic *) topic,
+        .command = command,
         .text = DS_EMPTY_INITIALIZER,
     };
     const char *port = NULL;
@@ -147,24 +178,55 @@ describe(struct unixctl_conn *conn, int argc, const char *argv[], void *topic)
             description.json = true;
         } else if (!port) {
             port = argv[i];
+        } else if (command->has_word && !description.word) {
+            description.word = argv[i];
         } else {
-            unixctl_command_reply_error(conn, "more than one port");
+            unixctl_command_reply_error(conn, command->has_word
+                                        ? "too many arguments"
+                                        : "more than one port");
             return;
         }
+    }
+    if (command->one_port && !port) {
+        unixctl_command_reply_error(conn, "the name of a port is missing");
+        return;
     }
     if (description.json) {
         ds_put_char(&description.text, '[');
     }
     if (!netdev_vhost_each_port(port, describe_cb, &description) && port) {
+        ds_clear(&description.text);
+        ds_put_cstr(&description.text, "no such vhost-user port");
+        description.refused = true;
+    }
+    if (description.refused) {
+        unixctl_command_reply_error(conn, ds_cstr(&description.text));
+    } else {
+        if (description.json) {
+            ds_put_cstr(&description.text, "]\n");
+        }
+        unixctl_command_reply(conn, ds_cstr(&description.text));
+    }
+    ds_destroy(&description.text);
+}
+
+static void
+reset_stats_cb(struct ovsv_port *port, void *aux OVS_UNUSED)
+{
+    ovsv.port_reset_stats(port);
+}
+
+static void
+reset_stats(struct unixctl_conn *conn, int argc, const char *argv[],
+            void *aux OVS_UNUSED)
+{
+    const char *port = argc > 1 ? argv[1] : NULL;
+
+    if (!netdev_vhost_each_port(port, reset_stats_cb, NULL) && port) {
         unixctl_command_reply_error(conn, "no such vhost-user port");
-        ds_destroy(&description.text);
         return;
     }
-    if (description.json) {
-        ds_put_cstr(&description.text, "]\n");
-    }
-    unixctl_command_reply(conn, ds_cstr(&description.text));
-    ds_destroy(&description.text);
+    unixctl_command_reply(conn, NULL);
 }
 
 /* ovs-appctl vhost-user/inject-panic, in builds that can. */
@@ -228,12 +290,20 @@ plugin_init(const struct smap *other_config)
     if (error) {
         return error;
     }
-    static enum ovsv_topic show = OVSV_SHOW, events = OVSV_EVENTS;
-
     unixctl_command_register("vhost-user/show", "[--json] [port]", 0, 2,
                              describe, &show);
     unixctl_command_register("vhost-user/events", "[--json] [port]", 0, 2,
                              describe, &events);
+    unixctl_command_register("vhost-user/stats", "[--json] [port]", 0, 2,
+                             describe, &stats);
+    unixctl_command_register("vhost-user/reset-stats", "[port]", 0, 1,
+                             reset_stats, NULL);
+    unixctl_command_register("vhost-user/latency",
+                             "[--json] [port [on|off]]", 0, 3,
+                             describe, &latency);
+    unixctl_command_register("vhost-user/ring-dump",
+                             "[--json] port [vring]", 1, 3,
+                             describe, &ring_dump);
     if (ovsv.port_inject_panic) {
         unixctl_command_register("vhost-user/inject-panic",
                                  "port dequeue|enqueue|control", 2, 2,

@@ -171,6 +171,9 @@ typedef void ovsv_queue_id_cb(void *aux, uint32_t id);
 enum ovsv_topic {
     OVSV_SHOW,                  /* What it is and who is there. */
     OVSV_EVENTS,                /* What happened to it. */
+    OVSV_STATS,                 /* What it moved and dropped. */
+    OVSV_LATENCY,               /* How long packets waited; "on" or "off". */
+    OVSV_RINGS,                 /* What lies in its rings; a vring's number. */
 };
 
 /* Takes one counter; 'name' is not terminated. */
@@ -228,9 +231,17 @@ struct ovsv_entries {
                         ovsv_pair_cb *emit, void *aux);
 
     /* Gives 'emit' a text about the port: lines, or with 'json' one JSON
-     * object.  Main; takes locks that are held briefly.  Panic: no text. */
-    void (*port_describe)(const struct ovsv_port *port, enum ovsv_topic topic,
-                          bool json, ovsv_text_cb *emit, void *aux);
+     * object.  'word' says what of the topic is wanted, where it has such
+     * words, or is NULL.  Main; takes locks that are held briefly.  Returns
+     * false if the word makes no sense, and gives 'emit' what is wrong with
+     * it; panic: false, no text. */
+    bool (*port_describe)(const struct ovsv_port *port, enum ovsv_topic topic,
+                          const char *word, bool json, ovsv_text_cb *emit,
+                          void *aux);
+
+    /* Lets the counters of the topic OVSV_STATS begin anew; no others.  Main;
+     * takes a lock that is held briefly. */
+    void (*port_reset_stats)(struct ovsv_port *port);
 
     /* Reads the standard counters.  Any thread; takes locks that are held
      * briefly.  Panic: all zero. */

@@ -1,5 +1,6 @@
 //! A whole port and a guest whose driver is the model's: what becomes of rings that are started, disabled, reset, many.
-//! In `rings/`: of rings whose front-end keeps what was in flight, of packets beyond a limit or dropped for another reason, and of the rest of the device.
+//! In `rings/`: of rings whose front-end keeps what was in flight, of packets beyond a limit or dropped for another reason, of what people
+//! are told of all that, and of the rest of the device.
 
 mod common;
 #[path = "rings/device.rs"]
@@ -10,6 +11,8 @@ mod drops;
 mod frontend;
 #[path = "rings/in_flight.rs"]
 mod in_flight;
+#[path = "rings/inside.rs"]
+mod inside;
 #[path = "rings/limits.rs"]
 mod limits;
 #[path = "common/wire.rs"]

@@ -9,11 +9,11 @@ use std::slice;
 
 use ovs_sys::{
     ovsv_counter_cb, ovsv_mode, ovsv_offload, ovsv_option, ovsv_pair_cb, ovsv_queue_id_cb, ovsv_rx_slot,
-    ovsv_stats, ovsv_text_cb, ovsv_topology, ovsv_tx_slot, OVSV_MAX_FRAME,
+    ovsv_stats, ovsv_text_cb, ovsv_topic, ovsv_topology, ovsv_tx_slot, OVSV_MAX_FRAME,
 };
 
 use crate::datapath::{Offload, RxSlot, TxSlot, MAX_FRAME};
-use crate::port::{Mode, Stats, Topology};
+use crate::port::{Mode, Stats, Topic, Topology};
 
 // Slots cross in bulk and in place: both sides must mean the same bytes. The members of ours, which are
 // private, are in the header's order; datapath/slot.rs holds that their offsets are the same.
@@ -58,6 +58,16 @@ pub(super) fn mode(mode: ovsv_mode) -> Mode {
     match mode {
         ovsv_mode::OVSV_SERVER => Mode::Server,
         _ => Mode::Client,
+    }
+}
+
+pub(super) fn topic(topic: ovsv_topic) -> Topic {
+    match topic {
+        ovsv_topic::OVSV_EVENTS => Topic::Events,
+        ovsv_topic::OVSV_STATS => Topic::Stats,
+        ovsv_topic::OVSV_LATENCY => Topic::Latency,
+        ovsv_topic::OVSV_RINGS => Topic::Rings,
+        _ => Topic::Show,
     }
 }
 

@@ -36,6 +36,7 @@ static ENTRIES: ovsv_entries = ovsv_entries {
     port_carrier: Some(port_carrier),
     port_status: Some(port_status),
     port_describe: Some(port_describe),
+    port_reset_stats: Some(port_reset_stats),
     port_stats: Some(port_stats),
     port_custom_stats: Some(port_custom_stats),
     port_set_policing: Some(qos::port_set_policing),
@@ -259,21 +260,33 @@ unsafe extern "C" fn port_custom_stats(port: *const ovsv_port, emit: ovsv_counte
 unsafe extern "C" fn port_describe(
     port: *const ovsv_port,
     topic: ovsv_topic,
+    word: *const c_char,
     json: bool,
     emit: ovsv_text_cb,
     aux: *mut c_void,
-) {
+) -> bool {
     let describe = |port: &Port| {
-        let tree = match topic {
-            ovsv_topic::OVSV_EVENTS => port.describe_events(),
-            _ => port.describe(),
-        };
-        let text = if json { tree.to_string() } else { indented(&tree) };
-        // SAFETY: C's callback, callable with `aux` during the call.
-        unsafe { Sink::new(emit, aux) }.text(&text);
+        // SAFETY: C's callback, callable with `aux` during the call, copies what it is given.
+        let emit = unsafe { Sink::new(emit, aux) };
+        // SAFETY: C gives NULL or a terminated string, valid during the call.
+        let word = unsafe { convert::text("argument", word) };
+        match word.and_then(|word| port.tell(convert::topic(topic), word)) {
+            Ok(tree) if json => emit.text(&tree.to_string()),
+            Ok(tree) => emit.text(&indented(&tree)),
+            Err(complaint) => {
+                emit.text(&complaint);
+                return false;
+            }
+        }
+        true
     };
     // SAFETY: a port from C.
     unsafe { on_port(port, describe) }
+}
+
+unsafe extern "C" fn port_reset_stats(port: *mut ovsv_port) {
+    // SAFETY: a port from C.
+    unsafe { on_port(port, Port::reset_stats) }
 }
 
 unsafe extern "C" fn port_rxq_enabled(port: *const ovsv_port, queue_id: u16) -> bool {

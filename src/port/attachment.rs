@@ -37,6 +37,8 @@ pub(super) struct Attachment {
     port: Arc<Port>,
     visitor: Option<Visitor>,
     offered: PortOffer,
+    /// Since when it is there, until its first rings run.
+    arrived: Option<Instant>,
     /// It has sent a message.
     has_spoken: bool,
     connection: Connection,
@@ -79,6 +81,7 @@ impl Attachment {
         Attachment {
             visitor: Visitor::of(&stream, now),
             offered,
+            arrived: Some(now),
             has_spoken: false,
             connection: Connection::new(stream),
             desk: Whereabouts::Here(Box::new(Desk {
@@ -111,9 +114,16 @@ impl Attachment {
             offered: self.offered.features,
             acknowledged: desk.device.features(),
             protocol: desk.session.protocol_features(),
-            regions: desk.device.regions(),
+            memory: desk.device.memory(),
+            is_complete: desk.device.is_complete(),
             vrings: desk.device.vring_portraits(),
         })
+    }
+
+    /// How long its first rings took to run. Told once.
+    pub(super) fn take_age(&mut self, now: Instant) -> Option<Duration> {
+        let arrived = self.arrived.take()?;
+        Some(now.saturating_duration_since(arrived))
     }
 
     /// Takes one message and answers it. None: there is none, or not the whole of it, or one is being carried out.

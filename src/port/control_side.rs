@@ -1,6 +1,7 @@
 //! A port as the control thread uses it: what its front-end makes of it is published here.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::datapath::{Queue, RingFault};
 
@@ -33,6 +34,12 @@ impl Port {
     /// A vring index is checked where it is decoded: it is below twice `MAX_QUEUE_PAIRS`.
     pub(super) fn queue(&self, vring: u16) -> &Queue {
         &self.queues[usize::from(vring)]
+    }
+
+    /// A front-end took so long from its arrival until its first queue pair ran.
+    pub(super) fn count_connect(&self, took: Duration) {
+        self.connects
+            .add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// The first queue pair of a front-end that spoke of `pairs` runs.

@@ -1,22 +1,61 @@
-//! `ovs-appctl vhost-user/show` and `vhost-user/events`: all that is known of a port, as one tree. People and programs get
-//! the same: the tree indented, or the tree as JSON.
+//! What `ovs-appctl vhost-user/...` tells of a port, as a tree: here `show` and `events`, in `report`, `latency` and
+//! `ring_dump` the others. People and programs get the same: the tree indented, or the tree as JSON.
 
 use std::fmt::Write;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use serde_json::{json, Map, Value};
 
 use crate::datapath::Queue;
+use crate::memory::Region;
 use crate::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 
 use super::portrait::{Portrait, VringPortrait};
 use super::shared::Port;
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// What it is and who is there.
+    Show,
+    /// What happened to it.
+    Events,
+    /// What it moved and dropped.
+    Stats,
+    /// How long packets waited; the word `on` or `off` begins and ends the measuring.
+    Latency,
+    /// What lies in its rings; a word is the number of a vring.
+    Rings,
+}
+
 impl Port {
+    /// What is known of a topic; a word says which part of it, where there is a choice.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the word, for people.
+    pub fn tell(&self, topic: Topic, word: Option<&str>) -> Result<Value, String> {
+        match (topic, word) {
+            (Topic::Show, _) => Ok(self.describe()),
+            (Topic::Events, _) => Ok(self.describe_events()),
+            (Topic::Stats, _) => Ok(self.describe_stats()),
+            (Topic::Rings, word) => self.dump_rings(word),
+            (Topic::Latency, Some(word @ ("on" | "off"))) => {
+                self.measure_latency(word == "on");
+                Ok(self.describe_latency())
+            }
+            (Topic::Latency, Some(word)) => Err(format!("\"{word}\" is neither on nor off")),
+            (Topic::Latency, None) => Ok(self.describe_latency()),
+        }
+    }
+
     /// What the port is, who its front-end is and what that has said, and where each ring stands. Main; takes locks that
     /// are held briefly, and disturbs no burst.
     pub fn describe(&self) -> Value {
+        // Long before it is told: who polls has time to say so.
+        self.counted_queues().iter().for_each(Queue::ask_poller);
         let mut tree = Map::new();
         let mut put = |key: &str, value: Value| tree.insert(key.into(), value);
         put("name", json!(self.name()));
@@ -113,14 +152,12 @@ impl Port {
         let protocol =
             json!({ "acknowledged": format!("{:#x}", protocol.0), "names": names(&protocol.to_string()) });
         put("protocol-features", protocol);
-        let region = |desc: &crate::memory::RegionDesc| {
-            json!({
-                "guest-address": format!("{:#x}", desc.guest.0),
-                "size": desc.size,
-                "front-end-address": format!("{:#x}", desc.frontend.0),
-            })
-        };
-        put("memory", portrait.regions.iter().map(region).collect());
+        let memory = portrait.memory.upgrade();
+        let regions = memory.as_ref().map(|memory| memory.regions()).unwrap_or_default();
+        put(
+            "memory",
+            regions.iter().map(|region| describe_region(region)).collect(),
+        );
         let vrings = portrait.vrings.iter().zip(&self.queues).enumerate();
         put(
             "vrings",
@@ -144,7 +181,25 @@ impl Port {
     }
 }
 
-fn describe_vring(index: usize, vring: &VringPortrait, queue: &Queue, features: Features) -> Value {
+fn describe_region(region: &Region) -> Value {
+    let (desc, backing) = (region.desc(), region.backing());
+    json!({
+        "guest-address": format!("{:#x}", desc.guest.0),
+        "size": desc.size,
+        "front-end-address": format!("{:#x}", desc.frontend.0),
+        "backing": backing.kind(),
+        "page-size": backing.page(),
+        "seals": backing.seals(),
+        "numa-nodes": region.nodes(),
+    })
+}
+
+pub(super) fn describe_vring(
+    index: usize,
+    vring: &VringPortrait,
+    queue: &Queue,
+    features: Features,
+) -> Value {
     let packed = features.contains(VIRTIO_F_RING_PACKED);
     let mut tree = json!({
         "index": index,
@@ -158,10 +213,19 @@ fn describe_vring(index: usize, vring: &VringPortrait, queue: &Queue, features: 
     if let Some(status) = queue.snapshot().filter(|_| vring.running) {
         tree["next"] = json!(status.avail);
     }
+    if let Some(thread) = queue.poller().filter(|_| index % 2 == 1) {
+        tree["polled-by"] = json!(thread_name(thread));
+    }
     if let Some(fault) = queue.try_fault() {
         tree["error"] = json!(fault.reason.to_string());
     }
     tree
+}
+
+/// What Open vSwitch calls a thread of this process, which for a poll thread says its core; None if it is gone.
+fn thread_name(thread: u32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/self/task/{thread}/comm"));
+    name.ok().map(|name| name.trim_end().to_owned())
 }
 
 /// `A|B` as a list; none of it may be written as `none`.

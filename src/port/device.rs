@@ -15,7 +15,7 @@ mod state;
 mod vring;
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use log::Level;
 use rustix::fs::OFlags;
@@ -23,6 +23,7 @@ use rustix::fs::OFlags;
 use crate::memory::{Access, MemTable, RegionDesc, Userfault};
 use crate::vhost_user::{BackendChannel, Device, Refusal, Request, Response};
 use crate::virtio::features::{self, Features};
+use crate::virtio::ring::RingAddrs;
 
 use super::device_state::Moving;
 use super::in_flight::InFlight;
@@ -128,19 +129,25 @@ impl PortDevice {
         self.features
     }
 
-    /// The guest's memory, as the front-end described it.
-    pub(super) fn regions(&self) -> Vec<RegionDesc> {
-        self.memory
-            .regions()
-            .iter()
-            .map(|region| *region.desc())
-            .collect()
+    /// The guest's memory as its rings see it, for who looks at it and does not keep it.
+    pub(super) fn memory(&self) -> Weak<MemTable> {
+        Arc::downgrade(&self.view)
+    }
+
+    /// Whether all of it is there.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.postcopy.is_listening()
     }
 
     /// The vrings that the front-end has spoken of.
     pub(super) fn vring_portraits(&self) -> Vec<VringPortrait> {
         let portrait = |vring: &Vring| VringPortrait {
             size: vring.size,
+            addrs: vring.address.as_ref().map(|address| RingAddrs {
+                desc: address.desc,
+                driver: address.avail,
+                device: address.used,
+            }),
             enabled: vring.enabled,
             running: vring.running,
         };
@@ -172,7 +179,7 @@ impl PortDevice {
 
     /// Not while the page may be missing: to ask for its node would be to wait for it.
     fn numa(&self) -> Option<i32> {
-        if self.postcopy.is_listening() {
+        if !self.is_complete() {
             return None;
         }
         let ring = self.vrings.first()?.address.as_ref()?;
@@ -182,7 +189,7 @@ impl PortDevice {
     /// The guest's transmitqs that are started and disabled, with their kick descriptors. None while their pages may be
     /// missing: the control thread looks at these rings itself, and must not wait for a page.
     pub(super) fn idle_rings(&self) -> impl Iterator<Item = (u16, Option<Arc<OwnedFd>>)> + '_ {
-        let complete = !self.postcopy.is_listening();
+        let complete = self.is_complete();
         let idle = move |vring: &Vring| complete && vring.running && !self.enabled(vring);
         (0..)
             .zip(&self.vrings)

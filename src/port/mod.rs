@@ -20,7 +20,8 @@
 //! * `postcopy`: what they do while a guest runs whose memory is still arriving.
 //! * `errand`: one of them carried out on a thread of its own, when it may have to wait for such memory.
 //! * `attachment`: a front-end that is there: connection, session and device.
-//! * `portrait`: what people are told of it; `describe`: how.
+//! * `portrait`: what people are told of it; `describe`: how; `report`, `latency`, `ring_dump`: what is counted, measured, and
+//!   seen in its rings.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer; `fuzzing`: who takes its place; `thread`: what our threads have in common.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
@@ -47,6 +48,7 @@ mod fuzzing;
 mod in_flight;
 mod iommu;
 mod journal;
+mod latency;
 mod lifecycle;
 mod listener;
 mod main_side;
@@ -61,6 +63,8 @@ mod poll_side;
 mod portrait;
 mod postcopy;
 mod protection;
+mod report;
+mod ring_dump;
 mod shared;
 mod sock_dir;
 mod stats;
@@ -70,7 +74,7 @@ mod thread;
 mod tx_map;
 mod watch;
 
-pub use describe::indented;
+pub use describe::{indented, Topic};
 #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
 pub(crate) use fuzzing::{parse_options, Stage};
 pub use listener::ListenError;

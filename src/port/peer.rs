@@ -385,6 +385,9 @@ impl Peer {
                     format_args!("vHost Device '{path}' has been added on numa node {node}"),
                 );
             }
+            if let Some(age) = attachment.take_age(now) {
+                self.port.count_connect(age);
+            }
             self.port.attach(link, pairs);
         } else if was_up {
             self.say_removed(now);

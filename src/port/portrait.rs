@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::Weak;
 use std::time::Instant;
 
 use rustix::net::sockopt::socket_peercred;
 
-use crate::memory::RegionDesc;
+use crate::memory::MemTable;
 use crate::vhost_user::ProtocolFeatures;
 use crate::virtio::features::Features;
+use crate::virtio::ring::RingAddrs;
 
 /// Who is at the other end of the socket, as the kernel knows it: whoever connected, or began to listen.
 #[derive(Clone, Debug)]
@@ -43,7 +45,10 @@ pub(super) struct Portrait {
     /// What the driver took of it, once it has said.
     pub(super) acknowledged: Option<Features>,
     pub(super) protocol: ProtocolFeatures,
-    pub(super) regions: Vec<RegionDesc>,
+    /// As its rings see it. What is mapped is not for a picture to keep.
+    pub(super) memory: Weak<MemTable>,
+    /// Whether all of it is there: who touches a page that is not sleeps until it comes (post-copy).
+    pub(super) is_complete: bool,
     /// By index.
     pub(super) vrings: Vec<VringPortrait>,
 }
@@ -52,6 +57,7 @@ pub(super) struct Portrait {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VringPortrait {
     pub(super) size: Option<u16>,
+    pub(super) addrs: Option<RingAddrs>,
     pub(super) enabled: bool,
     pub(super) running: bool,
 }

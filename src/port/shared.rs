@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::datapath::{Direction, Queue, Wake, Waker};
+use crate::datapath::{Direction, Histogram, Queue, Wake, Waker};
 use crate::qos::{Egress, Ingress};
 use crate::virtio::features::Features;
 
@@ -19,12 +19,14 @@ use super::announce::Guest;
 use super::control::{Command, Control};
 use super::door::Door;
 use super::events::Events;
+use super::latency::Measurement;
 use super::listener::{ListenError, Listener};
 use super::offer::{self, PortOffer, Switches};
 use super::options::{self, Defaults, Mode, Options};
 use super::policing::{Complaints, Guarded};
 use super::portrait::Portrait;
 use super::postcopy::{postcopy_obstacle, postcopy_support};
+use super::report::Baseline;
 use super::sock_dir::socket_directory;
 use super::stats::Drops;
 use super::tx_map::TxMap;
@@ -208,6 +210,11 @@ pub struct Port {
     /// The front-end, while there is one. The control thread writes it.
     pub(super) portrait: Mutex<Option<Arc<Portrait>>>,
     pub(super) events: Arc<Events>,
+    /// What people see of the counters begins here. Main writes it.
+    pub(super) baseline: Mutex<Baseline>,
+    /// How long front-ends took to come up. The control thread writes it.
+    pub(super) connects: Histogram,
+    pub(super) latency: Mutex<Option<Measurement>>,
 }
 
 impl Port {
@@ -288,6 +295,9 @@ impl Port {
             link: Mutex::default(),
             portrait: Mutex::default(),
             events: Arc::default(),
+            baseline: Mutex::default(),
+            connects: Histogram::default(),
+            latency: Mutex::default(),
         });
         env.control.send(Command::Add(Arc::clone(&port), socket));
         Ok(port)

@@ -66,10 +66,57 @@ impl Drops {
         }
     }
 
+    /// The values now.
+    pub(super) fn read(&self) -> DropCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DropCounts {
+            unsent: get(&self.unsent),
+            failed: get(&self.failed),
+            unconnected: get(&self.unconnected),
+            down: get(&self.down),
+            disabled: get(&self.disabled),
+            too_long: get(&self.too_long),
+            shaped: get(&self.shaped),
+            policed: get(&self.policed),
+            retries: get(&self.retries),
+        }
+    }
+
     #[inline]
     pub(super) fn retries(&self, retries: u32) {
         if retries > 0 {
             add(&self.retries, retries as usize);
+        }
+    }
+}
+
+/// The values of [`Drops`] at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DropCounts {
+    pub(super) unsent: u64,
+    pub(super) failed: u64,
+    pub(super) unconnected: u64,
+    pub(super) down: u64,
+    pub(super) disabled: u64,
+    pub(super) too_long: u64,
+    pub(super) shaped: u64,
+    pub(super) policed: u64,
+    pub(super) retries: u64,
+}
+
+impl DropCounts {
+    /// What came since `before`.
+    pub(super) fn since(&self, before: &DropCounts) -> DropCounts {
+        DropCounts {
+            unsent: self.unsent - before.unsent,
+            failed: self.failed - before.failed,
+            unconnected: self.unconnected - before.unconnected,
+            down: self.down - before.down,
+            disabled: self.disabled - before.disabled,
+            too_long: self.too_long - before.too_long,
+            shaped: self.shaped - before.shaped,
+            policed: self.policed - before.policed,
+            retries: self.retries - before.retries,
         }
     }
 }
@@ -121,8 +168,8 @@ impl Stats {
             tx_packets: tx.good_packets,
             rx_bytes: rx.good_bytes,
             tx_bytes: tx.good_bytes,
-            rx_dropped: rx.runts + rx.oversize + rx.invalid + drops.policed.load(Ordering::Relaxed),
-            tx_dropped: drops.unsent.load(Ordering::Relaxed),
+            rx_dropped: rx.runts + rx.oversize + rx.invalid + drops.read().policed,
+            tx_dropped: drops.read().unsent,
             multicast: rx.multicast_packets,
             tx_multicast_packets: tx.multicast_packets,
             rx_broadcast_packets: rx.broadcast_packets,
@@ -156,12 +203,12 @@ fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
 /// The named counters: the port's, then each receive queue's, then each transmit queue's; the stock
 /// names in the stock order, then ours.
 pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str, u64)) {
-    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    emit("ovs_tx_retries", of(&drops.retries));
-    emit("ovs_tx_failure_drops", of(&drops.failed));
-    emit("ovs_tx_mtu_exceeded_drops", of(&drops.too_long));
-    emit("ovs_tx_qos_drops", of(&drops.shaped));
-    emit("ovs_rx_qos_drops", of(&drops.policed));
+    let drops = drops.read();
+    emit("ovs_tx_retries", drops.retries);
+    emit("ovs_tx_failure_drops", drops.failed);
+    emit("ovs_tx_mtu_exceeded_drops", drops.too_long);
+    emit("ovs_tx_qos_drops", drops.shaped);
+    emit("ovs_rx_qos_drops", drops.policed);
     let tx = total(queues.iter().step_by(2));
     emit("ovs_tx_invalid_hwol_drops", tx.invalid);
     for (q, queue) in queues.iter().skip(1).step_by(2).enumerate() {
@@ -175,9 +222,9 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_vhost_rx_oversize_drops", rx.oversize);
     emit("ovs_vhost_rx_disabled_drops", rx.discarded);
     emit("ovs_vhost_rx_invalid_offload_drops", rx.invalid);
-    emit("ovs_vhost_tx_not_connected_drops", of(&drops.unconnected));
-    emit("ovs_vhost_tx_admin_down_drops", of(&drops.down));
-    let disabled = of(&drops.disabled) + tx.unsent(Unsent::Disabled);
+    emit("ovs_vhost_tx_not_connected_drops", drops.unconnected);
+    emit("ovs_vhost_tx_admin_down_drops", drops.down);
+    let disabled = drops.disabled + tx.unsent(Unsent::Disabled);
     emit("ovs_vhost_tx_vring_disabled_drops", disabled);
     emit("ovs_vhost_tx_vring_broken_drops", tx.unsent(Unsent::Broken));
     emit("ovs_vhost_tx_ring_full_drops", tx.unsent(Unsent::Full));
