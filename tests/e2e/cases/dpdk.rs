@@ -10,7 +10,7 @@ use super::Ctx;
 use crate::testpmd::{self, Counters, Device, Rings, Testpmd};
 use crate::wait;
 
-const PLAIN: Rings = Rings {
+pub(super) const PLAIN: Rings = Rings {
     mergeable: false,
     packed: false,
     in_order: false,
@@ -135,7 +135,12 @@ pub(super) fn stop(testpmd: &mut Testpmd) -> Result<u64> {
 }
 
 /// One direction: testpmd's `from` device, the switch's two ports, testpmd's `to` device. Returns the packets.
-fn compare(world: &World, testpmd: &mut Testpmd, ports: [&Port; 2], devices: [usize; 2]) -> Result<u64> {
+pub(super) fn compare(
+    world: &World,
+    testpmd: &mut Testpmd,
+    ports: [&Port; 2],
+    devices: [usize; 2],
+) -> Result<u64> {
     let names = ports.map(|port| port.name.as_str());
     let switch = world.ovs.wait_counters_still(&names)?;
     let mut seen = [Counters::default(); 2];

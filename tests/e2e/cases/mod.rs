@@ -10,6 +10,7 @@ mod dpdk;
 mod fault;
 mod hardened;
 mod hotplug;
+mod inside;
 mod iommu;
 mod lost;
 mod migration;
@@ -286,6 +287,7 @@ const CASES: &[Case] = &[
         &[Need::Testpmd],
         dpdk::client_packed_in_order,
     ),
+    plugin("dpdk/looked-into", &[Need::Testpmd], inside::under_load),
     plugin("dpdk/policed", &[Need::Testpmd], policed::with_dpdk),
     plugin(
         "dpdk/policed-without-dpdk",
