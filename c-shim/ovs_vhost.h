@@ -318,6 +318,12 @@ struct ovsv_entries {
                       struct ovsv_rx_slot *slots, size_t n,
                       uint32_t *refused);
 
+    /* Says instead of dequeue() that there is no memory to receive from 'queue'
+     * into: its packets stay where they are, and that is counted.  One poll
+     * thread at a time per queue; never waits. */
+    void (*starve)(const struct ovsv_port *port,
+                   const struct ovsv_queue *queue);
+
     /* Sends 'n' packets on transmit queue 'qid'.  What the guest has no room
      * for, or the QoS forbids, is dropped and counted; all memory stays the
      * caller's.  Asks ovsv_host_qos_queue() about 'packets', which are those

@@ -265,9 +265,15 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
     size_t first = stash->first;
     size_t ready = NETDEV_MAX_BURST - first;
     uint32_t refused = 0;
-    size_t n = ready ? ovsv.dequeue(port, queue, stash, &stash->slots[first],
-                                    ready, &refused)
-                     : 0;
+    size_t n = 0;
+
+    if (OVS_LIKELY(ready)) {
+        n = ovsv.dequeue(port, queue, stash, &stash->slots[first], ready,
+                         &refused);
+    } else if (stash->source.kind == SOURCE_POOL) {
+        ovsv.starve(port, queue);
+    }
+
     bool full = n == NETDEV_MAX_BURST;
 
     if (OVS_UNLIKELY(refused)) {

@@ -133,7 +133,7 @@ fn counters_and_queue_count_outlive_a_front_end() {
             "{name} is missing from {names:?}"
         );
     }
-    assert_eq!(names.len(), 6 + 4 * 17 + 13);
+    assert_eq!(names.len(), 6 + 4 * 17 + 14);
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub struct Counters {
     oversize: AtomicU64,
     discarded: AtomicU64,
     invalid: AtomicU64,
+    starved: AtomicU64,
     /// By [`Unsent`].
     unsent: [AtomicU64; UNSENT],
 }
@@ -57,6 +58,8 @@ pub struct QueueStats {
     pub discarded: u64,
     /// Frames to which something was left to be done that cannot be done.
     pub invalid: u64,
+    /// Polls that left frames with the guest, because there was no memory to take them.
+    pub starved: u64,
     /// Frames that were to be sent and were not, see [`QueueStats::unsent`].
     unsent: [u64; UNSENT],
 }
@@ -86,6 +89,7 @@ impl QueueStats {
             oversize: join(self.oversize, other.oversize),
             discarded: join(self.discarded, other.discarded),
             invalid: join(self.invalid, other.invalid),
+            starved: join(self.starved, other.starved),
             unsent: std::array::from_fn(|reason| joined(&self.unsent, &other.unsent, reason)),
         }
     }
@@ -106,6 +110,7 @@ impl Counters {
             oversize: get(&self.oversize),
             discarded: get(&self.discarded),
             invalid: get(&self.invalid),
+            starved: get(&self.starved),
             unsent: std::array::from_fn(|reason| self.unsent.get(reason).map_or(0, get)),
         }
     }
@@ -137,6 +142,12 @@ impl Counters {
         if let Some(counter) = self.unsent.get(reason as usize) {
             counter.fetch_add(frames as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a poll that left frames with the guest.
+    #[cold]
+    pub(super) fn count_starved(&self) {
+        self.starved.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one write to the call eventfd, under the gate too.

@@ -50,6 +50,7 @@ static ENTRIES: ovsv_entries = ovsv_entries {
     port_rxq_enabled: Some(port_rxq_enabled),
     port_rx_queue: Some(port_rx_queue),
     dequeue: Some(dequeue),
+    starve: Some(starve),
     send: Some(send),
     backlog: Some(backlog),
     #[cfg(feature = "fault-injection")]
@@ -326,6 +327,11 @@ unsafe extern "C" fn dequeue(
             frames
         })
     }
+}
+
+unsafe extern "C" fn starve(port: *const ovsv_port, of: *const ovsv_queue) {
+    // SAFETY: a port from C and its queue.
+    unsafe { on_port(port, |_| queue(of).starve()) }
 }
 
 unsafe extern "C" fn send(

@@ -101,6 +101,7 @@ fn from_the_guest(sum: &QueueStats, drops: &DropCounts) -> Value {
             "policed": drops.policed,
         },
         "given-back-unread": sum.discarded,
+        "pool-empty-polls": sum.starved,
     })
 }
 
@@ -139,6 +140,7 @@ fn vring((index, (counters, stalls)): (usize, &(QueueStats, StallStats))) -> Val
         put("runt", json!(counters.runts));
         put("oversize", json!(counters.oversize));
         put("given-back-unread", json!(counters.discarded));
+        put("pool-empty-polls", json!(counters.starved));
     } else {
         for (key, reason) in [
             ("ring-full", Unsent::Full),

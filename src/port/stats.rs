@@ -222,6 +222,7 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_vhost_rx_oversize_drops", rx.oversize);
     emit("ovs_vhost_rx_disabled_drops", rx.discarded);
     emit("ovs_vhost_rx_invalid_offload_drops", rx.invalid);
+    emit("ovs_vhost_rx_pool_empty_polls", rx.starved);
     emit("ovs_vhost_tx_not_connected_drops", drops.unconnected);
     emit("ovs_vhost_tx_admin_down_drops", drops.down);
     let disabled = drops.disabled + tx.unsent(Unsent::Disabled);

@@ -81,7 +81,11 @@ impl Queue {
     ) -> Burst {
         let mut all = first;
         while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
-            if all.large == 0 || all.halted || !grow(slot, all.large) {
+            if all.large == 0 || all.halted {
+                break;
+            }
+            if !grow(slot, all.large) {
+                self.counters.count_starved();
                 break;
             }
             let rest = slots.get_mut(all.frames..).unwrap_or_default();
@@ -202,6 +206,15 @@ impl Queue {
             }
         }
         all
+    }
+
+    /// Says instead of a poll that there is no memory to receive into. What the guest sent stays in its ring; that it had to
+    /// is counted.
+    #[cold]
+    pub fn starve(&self) {
+        if self.backlog() > 0 {
+            self.counters.count_starved();
+        }
     }
 
     /// Buffers that the driver made available and that wait. 0 if the ring is stopped or another thread is at it.

@@ -81,3 +81,14 @@ fn who_polls_is_known_from_the_first_poll_after_it_was_asked() {
     rig.queue.ask_poller();
     assert_ne!(poll_elsewhere(&mut rig), here);
 }
+
+#[test]
+fn frames_that_nobody_has_memory_for_wait_and_are_seen_to() {
+    let mut rig = Rig::<Driver>::tx(V1);
+    rig.queue.starve();
+    assert_eq!(rig.stats().starved, 0, "nothing waits");
+    assert!(rig.net.send(&frame(60, 0)));
+    rig.net.driver.publish();
+    rig.queue.starve();
+    assert_eq!((rig.stats().starved, rig.dequeue().len()), (1, 1));
+}
