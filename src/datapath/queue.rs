@@ -15,7 +15,7 @@ use super::gate::Gate;
 use super::histogram::{Distribution, Histogram};
 use super::ring::Ring;
 use super::stall::Stalls;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Tells the control thread that a ring needs it. Called on a poll thread: must not block.
 pub type Waker = Arc<dyn Fn(Wake) + Send + Sync>;
@@ -34,6 +34,8 @@ pub enum Wake {
 pub struct Sent {
     /// Frames that the driver got. All others are the caller's to count as dropped.
     pub packets: usize,
+    /// Slots dealt with, from the first on: nearly always those of these frames.
+    pub slots: usize,
     /// Of the others, those to which something was left to be done that cannot be done.
     pub invalid: usize,
     /// Attempts after the first.
@@ -48,6 +50,8 @@ pub struct Sent {
 #[repr(C, align(64))]
 pub struct Queue {
     direction: Direction,
+    /// See [`Queue::watched`]: a vring's index and one, or 0.
+    watched: AtomicU16,
     /// See [`RingStatus`]: the size in the upper half, the next index in the lower; 0 without a ring.
     status: AtomicU32,
     /// What a burst has to do beside moving frames, by the bits of [`task`]. All of that it looks at.
@@ -214,6 +218,19 @@ impl Queue {
                 gauge.seen.add(nanos);
             }
         }
+    }
+
+    /// Marks the queue as watched under this number, or as not watched: for its port, which looks at its bursts then.
+    pub fn watch(&self, vring: Option<u16>) {
+        // Relaxed: what is to be done with a burst that is seen is ordered elsewhere.
+        let mark = vring.map_or(0, |vring| vring.wrapping_add(1));
+        self.watched.store(mark, Ordering::Relaxed);
+    }
+
+    /// Under which number the queue is watched, if it is. Beside what a burst looks at anyhow.
+    #[inline(always)]
+    pub fn watched(&self) -> Option<u16> {
+        self.watched.load(Ordering::Relaxed).checked_sub(1)
     }
 
     fn publish_status(&self, ring: &dyn Ring) {

@@ -11,13 +11,14 @@ use crate::datapath::miss::Halt;
 use crate::datapath::ring::{attach, Start};
 use crate::datapath::stall::Stalls;
 use crate::memory::{MemTable, Miss};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 impl Queue {
     /// A queue without a ring, disabled.
     pub fn new(direction: Direction, waker: Waker) -> Self {
         Self {
             direction,
+            watched: AtomicU16::new(0),
             status: AtomicU32::new(0),
             tasks: AtomicU32::new(0),
             broken: AtomicU32::new(0),

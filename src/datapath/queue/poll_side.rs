@@ -123,6 +123,7 @@ impl Queue {
         loop {
             let attempt = self.attempt(ring.as_mut(), left);
             sent.packets += attempt.frames;
+            sent.slots += attempt.slots;
             sent.invalid += attempt.invalid;
             left = left.get(attempt.slots..).unwrap_or_default();
             if left.is_empty() {

@@ -412,6 +412,7 @@ fn retries_follow_progress_only() {
         Sent {
             invalid: 0,
             packets: 1,
+            slots: 1,
             retries: 1,
             contended: false
         }
@@ -423,6 +424,7 @@ fn retries_follow_progress_only() {
         Sent {
             invalid: 0,
             packets: 1,
+            slots: 1,
             retries: 0,
             contended: false
         }
