@@ -5,7 +5,7 @@
 //! ```text
 //!   sync <- memory <- virtio <- datapath <- port <- ovs -> ffi/ovs-sys
 //!                          vhost_user  <---- port
-//!                                      qos <- port
+//!                       datapath <- tap, qos <- port
 //! ```
 //!
 //! * `sync`, `clock`: atomics that can be model-checked, and the time; `panics`: the text of one.
@@ -14,6 +14,7 @@
 //! * [`datapath`]: a queue that a poll thread bursts through while the control thread swaps rings under it.
 //! * [`vhost_user`]: the protocol: messages, one table of requests, one session per connection. Never sees a ring.
 //! * [`qos`]: meters, and what they let pass. Time and lengths, nothing else.
+//! * [`tap`]: what those see who look at a port's packets while it runs: captures, and a log of its bursts.
 //! * [`port`]: a vhost-user port: configuration, life cycle, the control thread. Knows both protocol and rings.
 //! * `ovs` (feature `plugin`): the border with ovs-vswitchd. Alone knows a C type.
 //! * `model` (feature `model`): a guest driver and a front-end for tests and benches.
@@ -36,5 +37,6 @@ mod panics;
 pub mod port;
 pub mod qos;
 mod sync;
+pub mod tap;
 pub mod vhost_user;
 pub mod virtio;

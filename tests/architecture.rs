@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("datapath", &["sync", "clock", "memory", "virtio"]),
     ("vhost_user", &["sync", "memory", "virtio"]),
     ("qos", &[]),
+    ("tap", &["datapath"]),
     (
         "port",
         &[
@@ -23,6 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "datapath",
             "vhost_user",
             "qos",
+            "tap",
             "panics",
         ],
     ),
