@@ -21,7 +21,7 @@ mod plugin {
     use std::process::Command;
 
     /// The shim's sources and headers, in `c-shim/`.
-    const SOURCES: [&str; 8] = [
+    const SOURCES: [&str; 9] = [
         "host.c",
         "netdev_class.c",
         "offload.c",
@@ -30,6 +30,7 @@ mod plugin {
         "pairs.c",
         "qos.c",
         "stats.c",
+        "tap.c",
     ];
     const HEADERS: [&str; 2] = ["ovs_vhost.h", "shim.h"];
 

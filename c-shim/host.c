@@ -304,6 +304,7 @@ plugin_init(const struct smap *other_config)
     unixctl_command_register("vhost-user/ring-dump",
                              "[--json] port [vring]", 1, 3,
                              describe, &ring_dump);
+    tap_register();
     if (ovsv.port_inject_panic) {
         unixctl_command_register("vhost-user/inject-panic",
                                  "port dequeue|enqueue|control", 2, 2,

@@ -243,6 +243,16 @@ struct ovsv_entries {
      * takes a lock that is held briefly. */
     void (*port_reset_stats)(struct ovsv_port *port);
 
+    /* Carries out a command of those who look at packets, for the port:
+     * 'words' are "pcap" or "trace"; "start", "stop" or "show"; and options.
+     * Files go to 'directory' unless the words say otherwise.  Gives 'emit'
+     * the reply, as port_describe() does, and returns true; or what is wrong
+     * with the words, and returns false.  Main; allocates, and waits at most a
+     * second for a file.  Panic: false, no text. */
+    bool (*port_tap)(const struct ovsv_port *port, const char *const *words,
+                     size_t n_words, const char *directory, bool json,
+                     ovsv_text_cb *emit, void *aux);
+
     /* Reads the standard counters.  Any thread; takes locks that are held
      * briefly.  Panic: all zero. */
     void (*port_stats)(const struct ovsv_port *port, struct ovsv_stats *);

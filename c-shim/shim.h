@@ -4,6 +4,7 @@
  *   - netdev_class.c: the two netdev classes over "struct ovsv_entries".
  *   - qos.c: their callbacks that limit what a port carries.
  *   - stats.c: a port's counters in Open vSwitch's structures.
+ *   - tap.c: commands of those who look at packets.
  *   - pairs.c: keys and their values, from and to Open vSwitch's maps.
  *   - packet_source.c: the memory that received packets are made of.
  *   - packet.c: packets, mbufs and batches.
@@ -80,6 +81,10 @@ int qos_queue_dump_done(const struct netdev *, void *dump);
     .queue_dump_start = qos_queue_dump_start,       \
     .queue_dump_next = qos_queue_dump_next,         \
     .queue_dump_done = qos_queue_dump_done
+
+/* tap.c */
+
+void tap_register(void);
 
 /* pairs.c */
 

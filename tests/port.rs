@@ -11,6 +11,8 @@ mod guest;
 mod memory;
 #[path = "port/settings.rs"]
 mod settings;
+#[path = "port/tapped.rs"]
+mod tapped;
 
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd};

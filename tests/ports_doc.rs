@@ -199,3 +199,10 @@ fn the_tables_of_commands_have_every_command_and_no_other() {
         assert!(is_known, "there is no command {command}");
     }
 }
+
+#[test]
+fn the_table_of_captures_has_every_option_and_no_other() {
+    let mut options = literals(&texts("src/tap"), "Number(");
+    options.extend(["direction", "queue"].map(str::to_owned));
+    assert_eq!(documented("Captures", 0, |_| true), options);
+}

@@ -122,6 +122,17 @@ pub(super) unsafe fn options<'a>(
     options.iter().map(pair).collect()
 }
 
+/// # Safety
+///
+/// `words` must be valid for `n` terminated strings that live as long as the result is used.
+pub(super) unsafe fn words<'a>(words: *const *const c_char, n: usize) -> Result<Vec<&'a str>, String> {
+    // SAFETY: the caller's promise.
+    let words = unsafe { slice::from_raw_parts(words, n) };
+    // SAFETY: the caller's promise.
+    let word = |word: &*const c_char| Ok(unsafe { text("word", *word) }?.unwrap_or_default());
+    words.iter().map(word).collect()
+}
+
 pub(super) fn topology(live: &Topology) -> ovsv_topology {
     let Topology {
         n_rxq,

@@ -20,6 +20,7 @@ use super::faults::{self, Burst};
 use super::guard::{guard, guard_portless, Answer};
 use super::host::{name_control_thread, Netdev};
 use super::qos;
+use super::tap;
 use crate::datapath::{Queue, RxSlot};
 use crate::panics;
 use crate::port::{indented, Environment, Port, Settings, Switches};
@@ -37,6 +38,7 @@ static ENTRIES: ovsv_entries = ovsv_entries {
     port_status: Some(port_status),
     port_describe: Some(port_describe),
     port_reset_stats: Some(port_reset_stats),
+    port_tap: Some(tap::port_tap),
     port_stats: Some(port_stats),
     port_custom_stats: Some(port_custom_stats),
     port_set_policing: Some(qos::port_set_policing),
@@ -322,7 +324,7 @@ unsafe extern "C" fn dequeue(
         on_port(port, |port| {
             faults::trip(port, Burst::Dequeue);
             let slots = convert::rx_slots(slots, n);
-            let frames = queue(from).dequeue_growing(slots, grow);
+            let frames = port.receive(queue(from), slots, grow);
             *refused = port.police(slots.get(..frames).unwrap_or_default());
             frames
         })

@@ -4,6 +4,7 @@
 //!
 //! * `entry`: what C calls, one small function per row of the table that the shim gets.
 //! * `qos`: those of them that limit what a port carries.
+//! * `tap`: that for those who look at packets.
 //! * `guard`: keeps panics on this side; one costs its port and nothing else.
 //! * `convert`: C's types to ours and back.
 //! * `host`: a netdev as the [`crate::port`] layer sees it.
@@ -17,3 +18,4 @@ mod guard;
 mod host;
 mod log;
 mod qos;
+mod tap;

@@ -115,6 +115,7 @@ impl Port {
     /// when this returns, its connection is left to the control thread, its netdev is never called again.
     pub fn close(&self) {
         self.open.store(false, Ordering::Relaxed);
+        self.tap.close();
         if let Some(door) = self.door.lock().take() {
             door.file().remove();
             if let Some(host) = &*self.host.lock() {

@@ -22,6 +22,7 @@
 //! * `attachment`: a front-end that is there: connection, session and device.
 //! * `portrait`: what people are told of it; `describe`: how; `report`, `latency`, `ring_dump`: what is counted, measured, and
 //!   seen in its rings.
+//! * `tapped`: somebody looks at its packets.
 //! * `peer`: one port as the control thread sees it: its life cycle, and its attachment while it has one.
 //! * `control`: the thread that serves every peer; `fuzzing`: who takes its place; `thread`: what our threads have in common.
 //! * `shared`: [`Port`], what the threads hold in common; `main_side`, `poll_side`, `control_side`: what each
@@ -68,6 +69,7 @@ mod ring_dump;
 mod shared;
 mod sock_dir;
 mod stats;
+mod tapped;
 #[cfg(test)]
 mod testing;
 mod thread;

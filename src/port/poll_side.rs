@@ -1,5 +1,4 @@
-//! A port as poll threads use it: packets towards the guest. Packets from it come straight out of
-//! [`Queue::dequeue`](crate::datapath::Queue::dequeue).
+//! A port as poll threads use it: packets towards the guest. Packets from it come out of [`Port::receive`].
 
 use std::sync::atomic::Ordering;
 
@@ -54,6 +53,7 @@ impl Port {
                 return;
             }
             let sent = queue.enqueue(run, retries);
+            self.look_at_sent(queue, run, &sent);
             tried += run.len();
             all.packets += sent.packets;
             all.invalid += sent.invalid;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::datapath::{Direction, Histogram, Queue, Wake, Waker};
 use crate::qos::{Egress, Ingress};
+use crate::tap::Tap;
 use crate::virtio::features::Features;
 
 use super::announce::Guest;
@@ -215,6 +216,8 @@ pub struct Port {
     /// How long front-ends took to come up. The control thread writes it.
     pub(super) connects: Histogram,
     pub(super) latency: Mutex<Option<Measurement>>,
+    /// Who looks at its packets.
+    pub(super) tap: Arc<Tap>,
 }
 
 impl Port {
@@ -298,6 +301,7 @@ impl Port {
             baseline: Mutex::default(),
             connects: Histogram::default(),
             latency: Mutex::default(),
+            tap: Arc::default(),
         });
         env.control.send(Command::Add(Arc::clone(&port), socket));
         Ok(port)
@@ -335,7 +339,7 @@ impl Port {
 }
 
 /// Even vrings take packets to the guest, odd ones bring them from it (VIRTIO 1.2, 5.1.2).
-fn direction(vring: usize) -> Direction {
+pub(super) fn direction(vring: usize) -> Direction {
     if vring % 2 == 0 {
         Direction::Enqueue
     } else {

@@ -112,7 +112,8 @@ impl TestPort {
     pub fn burst(&self, queue: u16) -> Vec<Vec<u8>> {
         let mut pool = Pool::new(32, 2048);
         let mut slots = pool.slots();
-        let count = self.rx_queue(queue).expect("a queue").dequeue(&mut slots);
+        let queue = self.rx_queue(queue).expect("a queue");
+        let count = self.port.receive(queue, &mut slots, |_, _| false);
         let refused = self.police(&slots[..count]);
         let passed = (0..)
             .zip(&slots[..count])
