@@ -7,7 +7,7 @@ declare -A packages=(
     [build]="openvswitch-source libdpdk-dev dpdk-dev libnuma-dev libpcap-dev libssl-dev libcap-ng-dev
         libunbound-dev libbpf-dev libxdp-dev libclang-dev clang gcc autoconf automake libtool make patch
         bzip2 xz-utils pkg-config python3"
-    [test]="dpdk qemu-system-x86 busybox-static cpio kmod iproute2 iputils-ping ethtool tcpdump iperf3
+    [test]="dpdk qemu-system-x86 busybox-static cpio kmod iproute2 iputils-ping ethtool tcpdump tshark iperf3
         procps util-linux valgrind binutils systemd"
     [lint]="shellcheck"
 )

@@ -45,6 +45,7 @@ mod stream;
 mod systemd;
 mod tcp;
 mod testpmd;
+mod tshark;
 mod turn;
 mod unixctl;
 mod user;

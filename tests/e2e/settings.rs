@@ -78,6 +78,8 @@ pub enum Need {
     Guests,
     /// tcpdump.
     Capture,
+    /// tshark.
+    Tshark,
     /// A kernel that has hugepages, and DPDK's testpmd.
     Testpmd,
     /// A kernel that has hugepages.
@@ -111,6 +113,7 @@ impl Need {
                 "dpkg",
             ]),
             Need::Capture => missing_tools(&["tcpdump"]),
+            Need::Tshark => missing_tools(&["tshark"]),
             Need::Testpmd => missing_tools(&["dpdk-testpmd"]).or_else(|| Need::Hugepages.missing(settings)),
             Need::Hugepages => {
                 missing_file(Path::new("/proc/sys/vm/nr_hugepages"), "kernel without hugepages")

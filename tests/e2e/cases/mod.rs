@@ -5,6 +5,7 @@ mod attack;
 mod bad_input;
 mod bench;
 mod bridged;
+mod captured;
 mod describe;
 mod dpdk;
 mod fault;
@@ -294,6 +295,8 @@ const CASES: &[Case] = &[
         &[Need::Testpmd],
         policed::without_dpdk,
     ),
+    plugin("captured/flood", &[Need::Testpmd, Need::Tshark], captured::flood),
+    plugin("captured/tso", &[Need::Guests, Need::Tshark], captured::tso),
     plugin("dpdk/kill-storm", &[Need::Testpmd], storm::kill_storm),
     plugin(
         "tools/iface-types",

@@ -212,7 +212,7 @@ fn check_large(ctx: &Ctx, world: &World, port: &Port, name: &str, wanted: bool) 
     Ok(())
 }
 
-fn check_no_drops(world: &World, port: &Port) -> Result<()> {
+pub(super) fn check_no_drops(world: &World, port: &Port) -> Result<()> {
     let names = [
         "rx_dropped",
         "ovs_tx_invalid_hwol_drops",
