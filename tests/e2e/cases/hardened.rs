@@ -138,12 +138,19 @@ fn serves(ctx: &Ctx, rights: Rights, dpdk: bool) -> Result<()> {
 }
 
 /// Two guests talk, one on a port of each kind; meanwhile their memory is looked at from outside.
-fn talk(world: &World, [server, _]: &[Port; 2], listener: &Listener) -> Result<()> {
+fn talk(world: &World, ports @ [server, _]: &[Port; 2], listener: &Listener) -> Result<()> {
     let wires = [
         Wire::new(Frontend::connect(&server.socket, PATIENCE)?.into())?,
         Wire::new(listener.accept(PATIENCE)?.into())?,
     ];
-    let mut traffic = Traffic::start(wires)?;
+    let settled = || {
+        for port in ports {
+            world.ovs.wait_link(&port.name, true, PATIENCE)?;
+        }
+        // Any command does: the switch hears it when it has done what the two new links gave it to do.
+        world.ovs.appctl("dpif-netdev/pmd-rxq-show").map(drop)
+    };
+    let mut traffic = Traffic::start_after(wires, settled)?;
     traffic.wait_more(1000)?;
     lent_memory_is_kept_apart(world)?;
     traffic.finish().map(drop)

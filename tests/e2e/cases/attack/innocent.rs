@@ -41,11 +41,17 @@ struct Shared {
 
 impl Traffic {
     /// Brings both up on these connections and has them talk.
-    pub fn start(mut wires: [Wire; 2]) -> Result<Traffic> {
+    pub fn start(wires: [Wire; 2]) -> Result<Traffic> {
+        Self::start_after(wires, || Ok(()))
+    }
+
+    /// The same, with nothing said between them before `settled`: a switch that still makes room for a port loses frames.
+    pub fn start_after(mut wires: [Wire; 2], settled: impl FnOnce() -> Result<()>) -> Result<Traffic> {
         let split = Guest::<Driver>::new(SIZE, BARE.with(VIRTIO_NET_F_MRG_RXBUF));
         let packed = Guest::<PackedDriver>::new(SIZE, BARE.with(VIRTIO_F_RING_PACKED));
         split.come_up(&mut wires[0])?;
         packed.come_up(&mut wires[1])?;
+        settled()?;
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
