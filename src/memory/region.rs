@@ -110,8 +110,8 @@ impl Region {
         &self.backing
     }
 
-    /// The NUMA nodes on which those of its pages are that this process has used: of [`SAMPLES`] of them, evenly spread. Waits
-    /// for no page that is not there.
+    /// The NUMA nodes on which those of its pages are that this process has used: of some dozens of them, evenly spread.
+    /// Waits for no page that is not there.
     pub fn nodes(&self) -> Vec<i32> {
         let (start, size) = (self.mapping.start(), self.mapping.size());
         let step = usize::try_from(size / SAMPLES as u64).unwrap_or(usize::MAX);
