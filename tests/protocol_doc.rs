@@ -5,7 +5,7 @@ mod document;
 
 use ovs_vhost::port::{features, protocol_features, Mode, Switches};
 use ovs_vhost::vhost_user::requests::{Gate, Row, TABLE};
-use ovs_vhost::vhost_user::ProtocolFeatures;
+use ovs_vhost::vhost_user::{ProtocolFeatures, BACKEND_TABLE};
 
 /// The rows that begin with a number, of the table below a heading.
 fn table(heading: &str) -> Vec<Vec<String>> {
@@ -51,6 +51,18 @@ fn the_table_of_requests_says_what_is_handled_and_what_it_needs() {
     }
     assert!(wrong.is_empty(), "docs/protocol.md must say: {wrong:#?}");
     assert_eq!(document.len(), TABLE.len(), "a line for each request, once");
+}
+
+#[test]
+fn the_table_of_back_end_requests_says_what_is_sent() {
+    let document = table("Back-end requests");
+    let expected = BACKEND_TABLE.map(|(id, name, sent)| {
+        let sent = if sent { "yes" } else { "no" };
+        [id.to_string(), format!("`{name}`"), sent.to_owned()]
+    });
+    let said: Vec<_> = document.iter().map(|cells| &cells[..3]).collect();
+    assert_eq!(said, expected, "docs/protocol.md");
+    assert!(document.iter().all(|cells| !cells[3].is_empty()));
 }
 
 #[test]

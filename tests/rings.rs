@@ -3,6 +3,8 @@
 //! are told of all that, and of the rest of the device.
 
 mod common;
+#[path = "rings/config_change.rs"]
+mod config_change;
 #[path = "rings/device.rs"]
 mod device;
 #[path = "rings/drops.rs"]
@@ -178,7 +180,7 @@ impl<D: Virtqueue> Guest<D> {
     }
 
     /// Waits until all that was said is carried out.
-    fn settle(&mut self) {
+    fn settle(&self) {
         self.frontend.get_features().expect("an answer");
     }
 

@@ -221,7 +221,7 @@ impl Attachment {
         }
     }
 
-    /// Sends what the device has to ask, unless it is away. Says what went wrong, for the log.
+    /// Sends what the device has to ask and to tell, unless it is away. Says what went wrong, for the log.
     pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<String> {
         let Whereabouts::Here(desk) = &mut self.desk else {
             return Vec::new();
@@ -235,11 +235,13 @@ impl Attachment {
                 Err(error) => notes.push(format!("back-end channel cannot be watched: {error}")),
             }
         }
-        let requests = desk.device.iommu.take_outgoing();
-        let reply_ack = desk
-            .session
-            .protocol_features()
-            .contains(ProtocolFeatures::REPLY_ACK);
+        let mut requests = desk.device.iommu.take_outgoing();
+        let protocol = desk.session.protocol_features();
+        let reply_ack = protocol.contains(ProtocolFeatures::REPLY_ACK);
+        // Without a channel it is still to be told.
+        if self.backend.is_some() && protocol.contains(ProtocolFeatures::CONFIG) {
+            requests.extend(desk.device.config_change());
+        }
         for request in requests {
             let Some(channel) = &mut self.backend else {
                 notes.push(format!(

@@ -34,6 +34,8 @@ pub(super) enum Command {
     Listen(PortId, Listener),
     /// Client mode: connect it to this path from now on, or to nothing.
     Configure(PortId, Option<PathBuf>),
+    /// Its configuration space may have changed.
+    Reconfigured(PortId),
     /// Forget it: take down its connection, its rings and its socket.
     Remove(PortId),
     /// A panic was caught in it elsewhere: as `Remove`, but it stays known to main.
@@ -329,6 +331,7 @@ impl ControlThread {
                     None => self.wanted.remove(&id),
                 };
             }
+            Command::Reconfigured(id) => self.with(id, |peer, reactor| peer.ask(reactor, now)),
             Command::Remove(id) => {
                 self.wanted.remove(&id);
                 if let Some(peer) = self.peers.remove(&id) {

@@ -25,6 +25,7 @@ use crate::vhost_user::{BackendChannel, Device, Refusal, Request, Response};
 use crate::virtio::features::{self, Features};
 use crate::virtio::ring::RingAddrs;
 
+use super::config_space::ConfigSpace;
 use super::device_state::Moving;
 use super::in_flight::InFlight;
 use super::iommu::Iommu;
@@ -57,6 +58,8 @@ pub(super) struct PortDevice {
     vrings: Vec<Vring>,
     mtu: Option<u16>,
     mac: Option<[u8; 6]>,
+    /// The configuration space as the front-end has it, if it has read it since it was last told to.
+    config_known: ConfigSpace,
     in_flight: InFlight,
     moving: Moving,
     migration: Migration,
@@ -68,6 +71,10 @@ pub(super) struct PortDevice {
 
 impl PortDevice {
     pub(super) fn new(port: Arc<Port>, offered: PortOffer) -> PortDevice {
+        let config_known = ConfigSpace {
+            mac: None,
+            mtu: port.mtu(),
+        };
         PortDevice {
             port,
             offered,
@@ -82,6 +89,7 @@ impl PortDevice {
             vrings: Vec::new(),
             mtu: None,
             mac: None,
+            config_known,
             in_flight: InFlight::default(),
             moving: Moving::default(),
             migration: Migration::default(),

@@ -92,6 +92,7 @@ impl Port {
             requested.mtu = mtu;
             drop(requested);
             self.request_reconfigure();
+            self.control.send(Command::Reconfigured(self.id));
         }
         Ok(())
     }

@@ -235,8 +235,8 @@ impl Peer {
         self.ask(reactor, now);
     }
 
-    /// Lets the device ask what it has to.
-    fn ask(&mut self, reactor: &Reactor, now: Instant) {
+    /// Lets the device ask what it has to, and tell what changed.
+    pub(super) fn ask(&mut self, reactor: &Reactor, now: Instant) {
         let id = self.id();
         let notes = self
             .attachment

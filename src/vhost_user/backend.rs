@@ -23,9 +23,25 @@ pub enum BackendRequest {
     IotlbMiss(Miss, u64),
     /// The device was not allowed what the guest has it do.
     IotlbAccessFail(Miss),
+    /// The configuration space is not as it was: who wants to know reads it again.
+    ConfigChange,
 }
 
-/// A row of the table of back-end requests: one for each variant of [`BackendRequest`].
+/// Every request that the specification has for a back-end ("Back-end message types"), and whether this one sends it.
+pub const BACKEND_TABLE: [(u32, &str, bool); 10] = [
+    (IOTLB_MSG, "IOTLB_MSG", true),
+    (CONFIG_CHANGE_MSG, "CONFIG_CHANGE_MSG", true),
+    (3, "VRING_HOST_NOTIFIER_MSG", false),
+    (4, "VRING_CALL", false),
+    (5, "VRING_ERR", false),
+    (6, "SHARED_OBJECT_ADD", false),
+    (7, "SHARED_OBJECT_REMOVE", false),
+    (8, "SHARED_OBJECT_LOOKUP", false),
+    (9, "SHMEM_MAP", false),
+    (10, "SHMEM_UNMAP", false),
+];
+
+/// What a variant of [`BackendRequest`] is on the wire.
 struct Row {
     id: u32,
     name: &'static str,
@@ -34,12 +50,17 @@ struct Row {
 }
 
 const IOTLB_MSG: u32 = 1;
+const CONFIG_CHANGE_MSG: u32 = 2;
 
 impl BackendRequest {
     fn row(&self) -> Row {
         let (id, name, asks) = match self {
             BackendRequest::IotlbMiss(..) => (IOTLB_MSG, "VHOST_USER_BACKEND_IOTLB_MSG (miss)", true),
             BackendRequest::IotlbAccessFail(_) => (IOTLB_MSG, "VHOST_USER_BACKEND_IOTLB_MSG (access)", false),
+            // Whatever the front-end makes of it, there is nothing that we would do about it.
+            BackendRequest::ConfigChange => {
+                (CONFIG_CHANGE_MSG, "VHOST_USER_BACKEND_CONFIG_CHANGE_MSG", false)
+            }
         };
         Row { id, name, asks }
     }
@@ -53,6 +74,7 @@ impl BackendRequest {
         match self {
             BackendRequest::IotlbMiss(wanted, _) => iotlb::miss(*wanted),
             BackendRequest::IotlbAccessFail(wanted) => iotlb::access_fail(*wanted),
+            BackendRequest::ConfigChange => Vec::new(),
         }
     }
 }
@@ -223,6 +245,34 @@ mod tests {
             let (mut peer, mut channel) = pair();
             channel.send(miss(5), reply_ack).expect("to send");
             assert_eq!(sent(&mut peer), wire(1, flags, &iotlb(0x5000, 0, 0, 1, 1)));
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_configuration_space_is_told_in_a_header_and_no_answer_is_wanted() {
+        let (mut peer, mut channel) = pair();
+        channel.send(BackendRequest::ConfigChange, true).expect("to send");
+        assert_eq!(sent(&mut peer), wire(2, PLAIN, &[]));
+        peer.write_all(&wire(2, Flags::OF_A_REPLY, &numbers(&[0])))
+            .expect("to answer");
+        assert!(matches!(channel.receive(), Err(BackendError::NoAnswer { .. })));
+    }
+
+    #[test]
+    fn what_is_sent_is_in_the_table_of_what_a_back_end_may_send() {
+        let wanted = Miss {
+            iova: GuestAddr(9),
+            access: Access::Write,
+        };
+        let all = [
+            miss(1),
+            BackendRequest::IotlbAccessFail(wanted),
+            BackendRequest::ConfigChange,
+        ];
+        for (id, name, sent) in BACKEND_TABLE {
+            let mut ours = all.iter().filter(|request| request.row().id == id);
+            assert_eq!(ours.clone().count() > 0, sent, "{name}");
+            assert!(ours.all(|request| request.name().contains(name)), "{name}");
         }
     }
 

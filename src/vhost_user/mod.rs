@@ -28,7 +28,7 @@ mod testing;
 #[cfg(test)]
 mod walk;
 
-pub use backend::{Answer, BackendChannel, BackendError, BackendRequest};
+pub use backend::{Answer, BackendChannel, BackendError, BackendRequest, BACKEND_TABLE};
 pub use decode::Request;
 pub use features::ProtocolFeatures;
 pub use iotlb::IotlbRequest;

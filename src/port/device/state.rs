@@ -7,7 +7,7 @@ use crate::memory::InflightDesc;
 use crate::port::config_space::ConfigSpace;
 use crate::port::device_state::{DeviceState, Moving, StateError};
 use crate::port::in_flight::InFlight;
-use crate::vhost_user::{Refusal, Response, Transfer};
+use crate::vhost_user::{BackendRequest, Refusal, Response, Transfer};
 
 use super::PortDevice;
 
@@ -37,7 +37,16 @@ impl PortDevice {
             ))
         })?;
         self.mac = space.mac;
+        // What it brings it knows.
+        self.config_known.mac = space.mac;
         Ok(Response::Done)
+    }
+
+    /// What the front-end is to be told if the configuration space is not as it last heard. Once for each time.
+    pub(in crate::port) fn config_change(&mut self) -> Option<BackendRequest> {
+        let now = self.config_space();
+        let before = std::mem::replace(&mut self.config_known, now);
+        (before != now).then_some(BackendRequest::ConfigChange)
     }
 
     /// Begins to move the device's own state. Answers as the specification says: an error in the lower bits, and that
