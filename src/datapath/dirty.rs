@@ -5,13 +5,17 @@
 //! died in between. What publishes by being written (used.idx, the first used descriptor of a burst) is marked behind it:
 //! nobody copies the last of it before the ring is stopped, and stopping a ring waits for its burst.
 
+mod place;
+
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::call;
 use super::set::Set;
-use crate::memory::{cpu, GuestAddr, WriteLog, Written};
+use crate::memory::{cpu, GuestAddr, MemTable, WriteLog, Written};
+
+pub(super) use self::place::Place;
 
 /// Where a ring logs what it writes.
 #[derive(Clone, Debug)]
@@ -58,9 +62,9 @@ impl Dirty {
         }
     }
 
-    /// The guest address of a ring's memory.
-    pub(super) fn guest(&self, host: usize) -> Option<GuestAddr> {
-        self.writes.guest(host)
+    /// Where the `len` bytes at `host` are of a ring in memory of this table.
+    pub(super) fn place(&self, mem: &MemTable, host: usize, len: u32) -> Place {
+        Place::find(&self.writes, mem, host, len)
     }
 
     /// Takes down bytes that were just written.
@@ -89,13 +93,12 @@ impl Dirty {
         }
     }
 
-    /// Marks `len` bytes at `offset` of ring memory at `base`. The caller has passed a full barrier since they were written.
-    pub(super) fn mark(&self, base: GuestAddr, offset: usize, len: u32) {
-        let Some(addr) = base.checked_add(offset as u64) else {
-            return;
-        };
-        if self.writes.log().mark(addr, len) {
-            self.fresh.set(true);
+    /// Marks `len` bytes at `offset` of a part of the ring. The caller has passed a full barrier since they were written.
+    pub(super) fn mark(&self, place: &Place, offset: usize, len: u32) {
+        for (addr, len) in place.pieces(offset, len) {
+            if self.writes.log().mark(addr, len) {
+                self.fresh.set(true);
+            }
         }
     }
 

@@ -86,6 +86,12 @@ impl Stitch {
                 .eq(pages.iter().map(|page| page.addr()))
     }
 
+    /// Where the byte at this address of ours lay, if it is one of these.
+    pub(super) fn home(&self, host: usize) -> Option<usize> {
+        let offset = host.checked_sub(self.base.addr().get())?;
+        Some(self.pages.get(offset / PAGE)? + offset % PAGE)
+    }
+
     /// The first I/O virtual address.
     pub(super) fn first(&self) -> u64 {
         self.first

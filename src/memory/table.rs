@@ -264,6 +264,13 @@ impl MemTable {
         })
     }
 
+    /// The address of ours, in the mapping of a region, of what is at this one: parts of rings may be mapped once more.
+    pub fn home(&self, host: usize) -> usize {
+        let mut stitches = self.iommu.iter().flat_map(|seen| &seen.stitches);
+        let home = stitches.find_map(|stitched| stitched.stitch.home(host));
+        home.unwrap_or(host)
+    }
+
     /// Behind an IOMMU: the first of the `len` addresses from `addr` on of which the device may not, as far as known, do
     /// what it wants.
     pub fn first_miss(&self, addr: GuestAddr, len: u32, access: Access) -> Option<GuestAddr> {

@@ -9,6 +9,7 @@ mod net;
 mod packed;
 mod page_server;
 mod pool;
+mod scattered;
 mod virtqueue;
 
 pub use driver::Driver;
@@ -17,4 +18,5 @@ pub use net::Net;
 pub use packed::{PackedDesc, PackedDriver};
 pub use page_server::PageServer;
 pub use pool::Pool;
+pub use scattered::Scattered;
 pub use virtqueue::{Buffer, Virtqueue};

@@ -12,7 +12,7 @@ use super::RingLog;
 use crate::datapath::testing::*;
 use crate::datapath::{Direction, Queue, RingConfig, TxSlot};
 use crate::memory::{DirtyLog, GuestAddr, InflightLayout, InflightMem, InflightQueue, WriteLog, LOG_PAGE};
-use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
+use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Scattered, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::*;
 use crate::virtio::net_hdr::{Offload, GSO_TCPV4, NEEDS_CSUM};
 
@@ -104,8 +104,13 @@ struct World<D> {
     noise: Noise,
     direction: Direction,
     features: Features,
+    /// As the driver sees it, by the addresses it uses.
     memory: Arc<GuestMemory>,
+    /// Where the driver's addresses are not the guest's.
+    scattered: Option<Scattered>,
     driver: D,
+    /// Where the driver has the device's area.
+    device: GuestAddr,
     queue: Queue,
     config: RingConfig,
     bits: GuestMemory,
@@ -125,7 +130,12 @@ impl<D: DeviceArea> World<D> {
             true => features | VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO4,
             false => features,
         };
-        let memory = Arc::new(GuestMemory::with_regions(&REGIONS));
+        let behind = features.contains(VIRTIO_F_ACCESS_PLATFORM);
+        let scattered = behind.then(|| Scattered::new(&REGIONS));
+        let memory = match &scattered {
+            Some(scattered) => scattered.seen(),
+            None => Arc::new(GuestMemory::with_regions(&REGIONS)),
+        };
         // Anywhere in its region where what the device writes falls across two pages.
         let driver = loop {
             let at = GuestAddr(RING + 16 * noise.below((RING_BYTES - D::ring_bytes(ENTRIES)) / 16));
@@ -138,16 +148,21 @@ impl<D: DeviceArea> World<D> {
         let queue = Queue::new(direction, Arc::new(|_| {}));
         queue.set_enabled(true);
         let mut config = driver.config(7);
+        let device = GuestAddr(config.device.0 - FRONTEND_OFFSET);
+        let mut physical = memory.table();
+        if let Some(scattered) = &scattered {
+            config = scattered.config(config, &scattered.translations());
+            physical = scattered.guest().table();
+        }
         // What else may be done besides moving bytes, and so by the same code.
         config.offloads = noise.one_in(2);
         config.inflight = noise.one_in(2).then(|| part(features));
         let bits = GuestMemory::new(LOG_BYTES);
         let log = Arc::new(DirtyLog::map(LOG_BYTES, 0, bits.file()).unwrap());
-        let device = GuestAddr(config.device.0 - FRONTEND_OFFSET);
         let packed = features.contains(VIRTIO_F_RING_PACKED);
         let log = RingLog {
-            writes: Arc::new(WriteLog::new(log, &memory.table())),
-            used: (!packed && noise.one_in(2)).then_some(device),
+            writes: Arc::new(WriteLog::new(log, &physical)),
+            used: (!packed && !behind && noise.one_in(2)).then_some(device),
             notify: None,
         };
         queue.start(config.clone()).unwrap();
@@ -156,7 +171,9 @@ impl<D: DeviceArea> World<D> {
             direction,
             features,
             memory,
+            scattered,
             driver,
+            device,
             queue,
             config,
             bits,
@@ -167,14 +184,10 @@ impl<D: DeviceArea> World<D> {
         }
     }
 
-    fn device(&self) -> GuestAddr {
-        GuestAddr(self.config.device.0 - FRONTEND_OFFSET)
-    }
-
     /// Fills what the device may write with what it does not write.
     fn scribble(&self, range: Range<u64>) {
         let ones = vec![0xff; usize::try_from(range.end - range.start).unwrap()];
-        self.memory.write(at(self.device(), range.start), &ones);
+        self.memory.write(at(self.device, range.start), &ones);
     }
 
     fn config(&self) -> RingConfig {
@@ -203,19 +216,28 @@ impl<D: DeviceArea> World<D> {
         pages.filter(|(_, set)| *set).map(|(page, _)| page).collect()
     }
 
+    /// The number, in the guest, of what the driver knows as this page.
+    fn guest_page(&self, page: u64) -> u64 {
+        match &self.scattered {
+            Some(scattered) => scattered.behind(GuestAddr(page * LOG_PAGE)).0 / LOG_PAGE,
+            None => page,
+        }
+    }
+
     /// Lets the device do something, and holds the log against what changed.
     fn watch<R>(&mut self, what: &str, act: impl FnOnce(&mut Self) -> R) -> R {
         let before = self.bytes();
         let result = act(self);
         let changed = changed_pages(&before, &self.bytes());
+        let changed: BTreeSet<_> = changed.into_iter().map(|page| self.guest_page(page)).collect();
         let bits = self.take_bits();
         let expected = if self.logging { changed } else { BTreeSet::new() };
         let missing: Vec<_> = expected.difference(&bits).collect();
         let extra: Vec<_> = bits.difference(&expected).collect();
-        let ring = self.config.device.0 - FRONTEND_OFFSET;
+        let ring = self.device;
         assert!(
             missing.is_empty() && extra.is_empty(),
-            "{what}: written and not logged {missing:x?}, logged and not written {extra:x?}; device area at {ring:#x}, \
+            "{what}: written and not logged {missing:x?}, logged and not written {extra:x?}; device area at {ring}, \
              features {}",
             self.features
         );
@@ -464,6 +486,16 @@ fn a_packed_ring_logs_every_page_it_writes_and_no_other() {
     whole_lives::<PackedDriver>(VIRTIO_F_RING_PACKED);
 }
 
+#[test]
+fn a_split_ring_behind_an_iommu_logs_the_guests_own_addresses() {
+    whole_lives::<Driver>(VIRTIO_F_ACCESS_PLATFORM);
+}
+
+#[test]
+fn a_packed_ring_behind_an_iommu_logs_the_guests_own_addresses() {
+    whole_lives::<PackedDriver>(VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_PACKED);
+}
+
 /// A guest as its front-end copies it: bits are taken out of the log a word at a time, then their pages are copied.
 struct Destination<'w> {
     memory: &'w GuestMemory,
@@ -562,7 +594,7 @@ impl Drop for Stop<'_> {
 
 fn arrives_whole<D: DeviceArea + Send>(layout: Features) {
     let world = World::<D>::new(Direction::Enqueue, V1 | layout, 1);
-    let (memory, bits, device) = (world.memory.clone(), &world.bits, world.device());
+    let (memory, bits, device) = (world.memory.clone(), &world.bits, world.device);
     let (queue, config, log, mut driver) = (&world.queue, &world.config, &world.log, world.driver);
     let switch = |log: Option<RingLog>| {
         queue

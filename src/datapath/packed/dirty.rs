@@ -1,9 +1,9 @@
 //! The packed ring's part of the dirty log: used descriptors, and the device event suppression structure.
 
-use crate::datapath::dirty::{Dirty, RingLog};
-use crate::memory::{cpu, GuestAddr};
+use crate::datapath::dirty::{Dirty, Place, RingLog};
+use crate::memory::cpu;
 use crate::virtio::chain::DescRing;
-use crate::virtio::desc::{Desc, DESC_SIZE};
+use crate::virtio::desc::{desc_table_bytes, Desc, DESC_SIZE};
 use crate::virtio::packed_ring::{PackedMem, Position, EVENT_BYTES};
 
 /// What a packed ring wrote, on its way into the log.
@@ -11,8 +11,8 @@ pub(super) struct PackedLog {
     data: Dirty,
     /// Where the descriptors and the device's structure are, as the log counts. What the front-end said of the used ring
     /// is about neither: it means the latter, and says nothing of the former.
-    descs: Option<GuestAddr>,
-    event: Option<GuestAddr>,
+    descs: Place,
+    event: Place,
     size: u16,
 }
 
@@ -20,8 +20,8 @@ impl PackedLog {
     pub(super) fn new(log: RingLog, mem: &PackedMem) -> Self {
         let data = Dirty::new(log.writes, log.notify);
         Self {
-            descs: data.guest(mem.desc_host()),
-            event: data.guest(mem.device_event_host()),
+            descs: data.place(mem.mem(), mem.desc_host(), desc_table_bytes(mem.size())),
+            event: data.place(mem.mem(), mem.device_event_host(), EVENT_BYTES),
             data,
             size: mem.size(),
         }
@@ -69,19 +69,12 @@ impl PackedLog {
     /// Marks the device event suppression structure.
     pub(super) fn wrote_event(&self) {
         cpu::full_barrier();
-        if let Some(event) = self.event {
-            self.data.mark(event, 0, EVENT_BYTES);
-        }
+        self.data.mark(&self.event, 0, EVENT_BYTES);
         self.data.notify();
     }
 
     fn mark_descs(&self, first: u16, count: u16) {
-        if let Some(descs) = self.descs {
-            self.data.mark(
-                descs,
-                DESC_SIZE as usize * usize::from(first),
-                DESC_SIZE * u32::from(count),
-            );
-        }
+        let offset = DESC_SIZE as usize * usize::from(first);
+        self.data.mark(&self.descs, offset, DESC_SIZE * u32::from(count));
     }
 }

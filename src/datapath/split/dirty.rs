@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 
-use crate::datapath::dirty::{Dirty, RingLog};
-use crate::memory::{cpu, GuestAddr};
+use crate::datapath::dirty::{Dirty, Place, RingLog};
+use crate::memory::cpu;
 use crate::virtio::chain::DescRing;
-use crate::virtio::desc::{ENTRIES_OFFSET, IDX_OFFSET};
+use crate::virtio::desc::{used_bytes, ENTRIES_OFFSET, IDX_OFFSET};
 use crate::virtio::ring::SplitMem;
 
 /// Bytes of a used entry.
@@ -17,7 +17,7 @@ const WORD: u32 = 2;
 pub(super) struct SplitLog {
     data: Dirty,
     /// Where the used ring is, as the log counts.
-    used: Option<GuestAddr>,
+    used: Place,
     size: u16,
     /// The free-running index of the first used entry of a burst, and how many from there on it wrote: also those that
     /// it did not publish in the end.
@@ -29,8 +29,12 @@ impl SplitLog {
     /// The log of a ring whose next used entry has the free-running index `next`.
     pub(super) fn new(log: RingLog, mem: &SplitMem, next: u16) -> Self {
         let data = Dirty::new(log.writes, log.notify);
+        let bytes = used_bytes(mem.size());
         Self {
-            used: log.used.or_else(|| data.guest(mem.used_host())),
+            used: match log.used {
+                Some(guest) => Place::told(guest, bytes),
+                None => data.place(mem.mem(), mem.used_host(), bytes),
+            },
             data,
             size: mem.size(),
             first: Cell::new(next),
@@ -102,9 +106,7 @@ impl SplitLog {
     }
 
     fn mark(&self, offset: usize, len: u32) {
-        if let Some(used) = self.used {
-            self.data.mark(used, offset, len);
-        }
+        self.data.mark(&self.used, offset, len);
     }
 }
 
