@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::dirty::RingLog;
-use crate::memory::{FrontendAddr, InflightQueue, MemTable};
+use crate::memory::{FrontendAddr, InflightQueue, MemTable, Miss};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::{Features, VIRTIO_F_RING_PACKED};
 use crate::virtio::packed_ring::packed_areas;
@@ -115,6 +115,14 @@ pub enum RingError {
         next: u16,
         /// Entries in the ring.
         size: u16,
+    },
+    /// Behind an IOMMU: what the back-end before was giving back cannot be while this is missing.
+    #[error("vring {index}: no translation of {:#x}, where a chain goes on that was being given back", miss.iova.0)]
+    InFlight {
+        /// Vring index.
+        index: u16,
+        /// What to ask for.
+        miss: Miss,
     },
 }
 

@@ -34,7 +34,7 @@ impl Halt {
 }
 
 /// The miss that an error is, if it is one, of a chain whose buffers are accessed like this.
-fn of(mem: &MemTable, error: &ChainError, access: Access) -> Option<Miss> {
+pub(super) fn of(mem: &MemTable, error: &ChainError, access: Access) -> Option<Miss> {
     let (addr, len, access) = match *error {
         ChainError::Unmapped { addr, len } => (addr, len, access),
         ChainError::TableUnmapped(addr) => (addr, DESC_SIZE, Access::Read),

@@ -49,7 +49,15 @@ impl<D: Virtqueue> Rig<D> {
         features: Features,
         change: impl FnOnce(RingConfig) -> RingConfig,
     ) -> Self {
-        let net: Net<D> = Net::new(size, room, features);
+        Self::serving(direction, Net::new(size, room, features), change)
+    }
+
+    /// A queue on this ring, in the memory that `change` finds it in.
+    pub(super) fn serving(
+        direction: Direction,
+        net: Net<D>,
+        change: impl FnOnce(RingConfig) -> RingConfig,
+    ) -> Self {
         let wakes = Arc::new(AtomicU32::new(0));
         let waker = wakes.clone();
         let queue = Queue::new(

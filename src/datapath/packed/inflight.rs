@@ -22,8 +22,9 @@ use std::sync::atomic::{fence, Ordering};
 
 use super::{resume, staged::mark_behind};
 use crate::datapath::config::RingError;
-use crate::memory::InflightQueue;
-use crate::virtio::chain::{Chain, DescRing, Writable};
+use crate::datapath::miss;
+use crate::memory::{Access, InflightQueue, Miss};
+use crate::virtio::chain::{Chain, ChainError, DescRing, Writable};
 use crate::virtio::desc::{Desc, VIRTQ_DESC_F_NEXT};
 use crate::virtio::features::Features;
 use crate::virtio::packed_ring::{PackedMem, Position, Used};
@@ -68,7 +69,10 @@ impl Track {
         let track = Self(part);
         let kept = track.positions(mem.size()).filter(|_| track.0.is_initialized());
         let next = match kept {
-            Some((used, old)) => track.resume(mem, used, old),
+            Some((used, old)) => {
+                let miss = |miss| RingError::InFlight { index, miss };
+                track.resume(mem, used, old).map_err(miss)?
+            }
             None => {
                 track.link_free_list();
                 resume::resume(mem, index, base, features)?
@@ -110,22 +114,23 @@ impl Track {
         ))
     }
 
-    /// Where to go on in a ring that a back-end served from here before.
-    fn resume(&self, mem: &PackedMem, used: Position, old: Position) -> Position {
+    /// Where to go on in a ring that a back-end served from here before; or, behind an IOMMU, what is missing to say so.
+    fn resume(&self, mem: &PackedMem, used: Position, old: Position) -> Result<Position, Miss> {
         let unpublished = used != old && mem.is_available(old);
         self.forget_free(if unpublished { OLD_FREE_HEAD } else { FREE_HEAD });
         let left = self.in_flight();
         if !left.is_empty() {
-            return self.give_back(mem, if unpublished { old } else { used }, left);
+            return Ok(self.give_back(mem, if unpublished { old } else { used }, left));
         }
         match unpublished {
             true => self.complete(mem, old, distance(old, used, mem.size())),
-            false => used,
+            false => Ok(used),
         }
     }
 
-    /// Completes the publication of the `total` descriptors from `old` on as far as it went, and says how far.
-    fn complete(&self, mem: &PackedMem, old: Position, total: u16) -> Position {
+    /// Completes the publication of the `total` descriptors from `old` on as far as it went, and says how far. Nothing is
+    /// stored before all is known that it takes.
+    fn complete(&self, mem: &PackedMem, old: Position, total: u16) -> Result<Position, Miss> {
         let size = mem.size();
         let (mut at, mut done) = (0, 0);
         // Chains that look available: behind the last used descriptor, and before it.
@@ -136,7 +141,7 @@ impl Track {
         {
             let place = old.advance(at, size);
             if place.is_available(desc.flags) {
-                let chain = whole(mem, place, desc, total - at);
+                let chain = whole(mem, place, desc, total - at)?;
                 pending.push((place, chain));
                 // What is marked behind the first of a chain that is not written means nothing yet.
                 at += chain.descs;
@@ -161,7 +166,7 @@ impl Track {
             mark_behind(mem, place, used.descs);
             mem.publish_used(place, used);
         }
-        next
+        Ok(next)
     }
 
     /// The first chain of the burst that was under way.
@@ -254,7 +259,8 @@ fn distance(from: Position, to: Position, size: u16) -> u16 {
 }
 
 /// The chain that begins with `first` at `place` and has at most `most` descriptors, given back with all the length it has.
-fn whole(mem: &PackedMem, place: Position, first: Desc, most: u16) -> Used {
+/// Where its buffers lead does not matter, nor whether that is known; its indirect table must be.
+fn whole(mem: &PackedMem, place: Position, first: Desc, most: u16) -> Result<Used, Miss> {
     let (mut last, mut descs) = (first, 1);
     while last.has(VIRTQ_DESC_F_NEXT) && descs < most {
         let Some(desc) = mem.desc(place.advance(descs, mem.size()).index) else {
@@ -263,18 +269,29 @@ fn whole(mem: &PackedMem, place: Position, first: Desc, most: u16) -> Used {
         (last, descs) = (desc, descs + 1);
     }
     let mut len = 0_u32;
-    if let Some(mut cursor) = mem.mem().cursor(0) {
-        // An error here is a chain that is only read, which has no length.
+    if let Some(mut cursor) = mem.mem().cursor_to_write(0) {
         let mut chain = Chain::<_, Writable>::new(mem, place.index, first, true);
-        while let Ok(Some(piece)) = chain.next(&mut cursor) {
-            len = len.saturating_add(piece.len());
+        loop {
+            match chain.next(&mut cursor) {
+                Ok(Some(piece)) => len = len.saturating_add(piece.len()),
+                Err(ChainError::Unmapped { len: rest, .. }) => {
+                    len = len.saturating_add(rest);
+                    chain.skip();
+                }
+                // Any other error is a chain that is only read, which has no length.
+                Ok(None) => break,
+                Err(error) => match miss::of(mem.mem(), &error, Access::Read) {
+                    Some(miss) => return Err(miss),
+                    None => break,
+                },
+            }
         }
     }
-    Used {
+    Ok(Used {
         id: last.next,
         descs,
         len,
-    }
+    })
 }
 
 #[cfg(all(test, not(loom)))]

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::memory::{crash, InflightLayout, InflightMem, InflightQueue};
+use crate::datapath::RingError;
+use crate::memory::{crash, InflightLayout, InflightMem, InflightQueue, Iotlb, Miss};
+use crate::model::{Net, Scattered};
 use crate::virtio::net_hdr::LONG;
 
 /// A ring with its in-flight buffer, somewhere in its life.
@@ -41,6 +43,9 @@ const ROOM: u32 = 100;
 struct Stage<D> {
     scene: Scene,
     rig: Rig<D>,
+    /// Behind an IOMMU: the guest's memory, and what the back-end was told of it.
+    scattered: Option<Scattered>,
+    told: Iotlb,
     part: InflightQueue,
     dice: Dice,
     /// What the device has.
@@ -51,9 +56,22 @@ impl<D: Virtqueue> Stage<D> {
     fn new(direction: Direction, scene: Scene) -> Self {
         let (desc, file) = InflightMem::create(8, scene.size, scene.layout()).unwrap();
         let mem = Arc::new(InflightMem::map(desc, scene.layout(), &file).unwrap());
+        let (ring, room) = (GuestAddr(0x1000), 512);
+        let behind = scene.features.contains(VIRTIO_F_ACCESS_PLATFORM);
+        let scattered = behind.then(|| Scattered::new(&[(ring, Net::<D>::space(scene.size, room))]));
+        let rig = match &scattered {
+            Some(scattered) => Rig::serving(
+                direction,
+                Net::within(scattered.seen(), ring, scene.size, room, scene.features),
+                |config| scattered.config(config, &scattered.translations()),
+            ),
+            None => Rig::with_room(direction, scene.size, room, scene.features),
+        };
         let mut stage = Self {
             scene,
-            rig: Rig::with_room(direction, scene.size, 512, scene.features),
+            rig,
+            scattered,
+            told: Iotlb::default(),
             part: mem.queue(7, scene.size, scene.layout()).unwrap(),
             dice: Dice(scene.seed),
             outstanding: BTreeSet::new(),
@@ -62,16 +80,63 @@ impl<D: Virtqueue> Stage<D> {
         stage
     }
 
-    /// Another process takes over: it has the guest's memory, the buffer, and a base that says nothing.
+    /// Another process takes over: it has the guest's memory, the buffer, and a base that says nothing. Behind an IOMMU it was
+    /// told where the ring is and nothing else.
     fn successor(&mut self) {
         self.rig.queue = Queue::new(self.direction(), Arc::new(|_| {}));
         self.rig.queue.set_enabled(true);
-        let config = RingConfig {
-            base: self.scene.base(),
-            inflight: Some(self.part.clone()),
-            ..self.rig.net.driver.config(7)
+        self.told = Iotlb::default();
+        let mut wanted = GuestAddr(0x1000);
+        loop {
+            let mut config = RingConfig {
+                base: self.scene.base(),
+                inflight: Some(self.part.clone()),
+                ..self.rig.net.driver.config(7)
+            };
+            if let Some(scattered) = &self.scattered {
+                self.told.update(scattered.translation(wanted), &[]);
+                config = scattered.config(config, &self.told);
+            }
+            match self.rig.queue.start(config) {
+                // Of a chain that lies in an indirect table its length must be read.
+                Err(RingError::InFlight { miss, .. }) => wanted = page(miss),
+                started => return started.unwrap(),
+            }
+        }
+    }
+
+    /// The front-end tells where the addresses lead that the ring waits for, if it does.
+    fn tell(&mut self) -> bool {
+        let Some(scattered) = &self.scattered else {
+            return false;
         };
-        self.rig.queue.start(config).unwrap();
+        let mut missed = false;
+        self.rig.queue.misses(&mut |miss| {
+            self.told.update(scattered.translation(page(miss)), &[]);
+            missed = true;
+            true
+        });
+        let view = scattered.guest().table().behind(&self.told);
+        assert_eq!(self.rig.queue.replace_mem(&Arc::new(view)), None, "it goes on");
+        missed
+    }
+
+    fn dequeue(&mut self) -> Vec<Vec<u8>> {
+        loop {
+            let frames = self.rig.dequeue();
+            if !frames.is_empty() || !self.tell() {
+                return frames;
+            }
+        }
+    }
+
+    fn enqueue(&mut self, frames: &[Vec<u8>]) -> usize {
+        loop {
+            let packets = self.rig.enqueue(frames).packets;
+            if packets > 0 || !self.tell() {
+                return packets;
+            }
+        }
     }
 
     fn direction(&self) -> Direction {
@@ -129,6 +194,10 @@ impl<D: Virtqueue> Stage<D> {
     }
 }
 
+fn page(miss: Miss) -> GuestAddr {
+    GuestAddr(miss.iova.0 & !0xfff)
+}
+
 fn numbered(number: u32, len: usize) -> Vec<u8> {
     let seed = u8::try_from(number % 200).unwrap();
     [number.to_le_bytes().as_slice(), &frame(len - 4, seed)].concat()
@@ -158,16 +227,16 @@ fn from_guest<D: Virtqueue>(scene: Scene, stores: u32, more: u32) -> Survived {
     for _ in 0..scene.start {
         assert!(stage.add(72, false, &numbered(0, 60)));
         stage.rig.net.driver.publish();
-        assert_eq!((stage.rig.dequeue().len(), stage.reap().len()), (1, 1));
+        assert_eq!((stage.dequeue().len(), stage.reap().len()), (1, 1));
     }
     let mut sent = 0;
     for _ in 0..1 + stage.dice.roll(usize::from(scene.size)) {
         sent += u32::from(stage.add(72, false, &numbered(sent, 60)));
     }
     stage.rig.net.driver.publish();
-    let survived = die(&mut stage, stores, more, |stage| stage.rig.dequeue().len());
+    let survived = die(&mut stage, stores, more, |stage| stage.dequeue().len());
     // Frames come in order, and at most those of the burst are missing; whatever was taken is given back.
-    let got: Vec<u32> = std::iter::from_fn(|| Some(stage.rig.dequeue()).filter(|frames| !frames.is_empty()))
+    let got: Vec<u32> = std::iter::from_fn(|| Some(stage.dequeue()).filter(|frames| !frames.is_empty()))
         .flatten()
         .map(|frame| {
             assert_eq!(frame, numbered(number(&frame), 60));
@@ -190,7 +259,7 @@ fn from_guest<D: Virtqueue>(scene: Scene, stores: u32, more: u32) -> Survived {
         stage.rig.net.driver.publish();
         let mut moved = 0;
         while moved < more {
-            let burst = stage.rig.dequeue().len();
+            let burst = stage.dequeue().len();
             assert!(burst > 0, "stuck: {scene:?} {stores}");
             moved += burst;
         }
@@ -206,7 +275,7 @@ fn to_guest<D: Virtqueue>(scene: Scene, stores: u32, more: u32) -> Survived {
     for _ in 0..scene.start {
         assert!(stage.add(ROOM, true, &[]));
         stage.rig.net.driver.publish();
-        assert_eq!(stage.rig.enqueue(&[numbered(0, 60)]).packets, 1);
+        assert_eq!(stage.enqueue(&[numbered(0, 60)]), 1);
         assert_eq!(stage.reap().len(), 1);
     }
     let mut supplied = 0;
@@ -216,14 +285,12 @@ fn to_guest<D: Virtqueue>(scene: Scene, stores: u32, more: u32) -> Survived {
     stage.rig.net.driver.publish();
     let length = |number: u32| 60 + 61 * usize::try_from(number % 5).unwrap();
     let frames: Vec<_> = (0..6).map(|number| numbered(number, length(number))).collect();
-    let survived = die(&mut stage, stores, more, |stage| {
-        stage.rig.enqueue(&frames).packets
-    });
+    let survived = die(&mut stage, stores, more, |stage| stage.enqueue(&frames));
     // More frames, until every buffer is used.
     let mut next = 6;
     loop {
-        let long = stage.rig.enqueue(&[numbered(next, length(next))]).packets;
-        let short = stage.rig.enqueue(&[numbered(next + 1, 60)]).packets;
+        let long = stage.enqueue(&[numbered(next, length(next))]);
+        let short = stage.enqueue(&[numbered(next + 1, 60)]);
         next += 2;
         if long + short == 0 {
             break;
@@ -352,6 +419,24 @@ fn a_packed_ring_survives_death_at_every_store_to_the_guest() {
     every_scene(
         &[3, 5, 8],
         PACKED | VIRTIO_NET_F_MRG_RXBUF,
+        to_guest::<PackedDriver>,
+    );
+}
+
+#[test]
+fn a_split_ring_behind_an_iommu_survives_death_at_every_store() {
+    let behind = V1 | VIRTIO_F_ACCESS_PLATFORM;
+    every_scene(&[4, 8, 16], behind, from_guest::<Driver>);
+    every_scene(&[4, 8, 16], behind | VIRTIO_NET_F_MRG_RXBUF, to_guest::<Driver>);
+}
+
+#[test]
+fn a_packed_ring_behind_an_iommu_survives_death_at_every_store() {
+    let behind = PACKED | VIRTIO_F_ACCESS_PLATFORM;
+    every_scene(&[3, 5, 8], behind, from_guest::<PackedDriver>);
+    every_scene(
+        &[3, 5, 8],
+        behind | VIRTIO_NET_F_MRG_RXBUF,
         to_guest::<PackedDriver>,
     );
 }

@@ -128,6 +128,11 @@ impl PortDevice {
         let queue = port.queue(index);
         let areas = config.areas();
         let mut result = queue.start(config);
+        if let Err(RingError::InFlight { miss, .. }) = result {
+            // If it cannot be asked for now, then when something else is answered.
+            self.iommu.ask(miss);
+            return Ok(());
+        }
         let waits = |result: &Result<(), RingError>| result.as_ref().is_err_and(RingError::is_unmapped);
         if self.behind_iommu() && waits(&result) {
             if self.iommu.ask_for_ring(&self.view, &areas) {
