@@ -4,6 +4,8 @@
 #[path = "common/client.rs"]
 mod client;
 mod common;
+#[path = "iommu/in_flight.rs"]
+mod in_flight;
 #[path = "common/wire.rs"]
 mod wire;
 
@@ -143,6 +145,13 @@ impl World {
     }
 
     fn start_rings(&mut self) {
+        self.hand_over_memory();
+        for (index, config) in [(0, self.rx.config(0)), (1, self.tx.config(1))] {
+            self.start_ring(index, &config);
+        }
+    }
+
+    fn hand_over_memory(&mut self) {
         let regions = self.memory.regions();
         let (desc, fd) = &regions[0];
         let table = [
@@ -150,9 +159,6 @@ impl World {
             numbers(&[desc.guest.0, desc.size, desc.frontend.0, desc.mmap_offset]),
         ];
         assert_eq!(self.ask_with(SET_MEM_TABLE, &table.concat(), fd.as_raw_fd()), 0);
-        for (index, config) in [(0, self.rx.config(0)), (1, self.tx.config(1))] {
-            self.start_ring(index, &config);
-        }
     }
 
     fn start_ring(&mut self, index: u32, config: &RingConfig) {
