@@ -22,7 +22,7 @@ E2E_FAST = $(CARGO) test -q --release --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-vm fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-testpmd check-vm fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ check-bench: cargo ## The benches in short: that both sides move every packet, n
 check-tools: build-all ## What os-vif, libvirt, Neutron, sos and the like see, beside the stock ports (a part of check-vm)
 	@.ci/deps.sh test
 	$(E2E_ENV) $(E2E) tools/
+
+check-testpmd: build-all ## Packet loops with testpmd on every kind of ring, and 100 kills under load (a part of check-vm)
+	@.ci/deps.sh test
+	$(E2E_ENV) $(E2E) dpdk/loop dpdk/policed dpdk/kill-storm dpdk/memory
 
 check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 	@.ci/deps.sh test

@@ -84,3 +84,23 @@ fn every_case_that_a_reader_is_told_to_run_exists() {
         }
     }
 }
+
+#[test]
+fn every_make_target_that_a_reader_is_told_to_run_exists() {
+    let makefile = fs::read_to_string(root().join("Makefile")).expect("Makefile");
+    let targets: Vec<&str> = makefile
+        .lines()
+        .filter_map(|line| line.split_once(':').map(|(target, _)| target))
+        .collect();
+    // The targets that ovs-patches speaks of are Open vSwitch's.
+    let ours = |(document, _): &(PathBuf, String)| !document.ends_with("ovs-patches/README.md");
+    for (document, text) in documents().into_iter().filter(ours) {
+        for told in between(&text, "`make ", "`").filter_map(|rest| rest.split_whitespace().next()) {
+            assert!(
+                targets.contains(&told),
+                "{}: there is no target {told}",
+                document.display()
+            );
+        }
+    }
+}

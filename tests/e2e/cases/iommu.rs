@@ -42,10 +42,8 @@ fn world(ctx: &Ctx) -> Result<World> {
 
 /// VIRTIO_F_ACCESS_PLATFORM is negotiated.
 fn check_negotiated(world: &World, port: &Port) -> Result<()> {
-    let status = world.ovs.status(&port.name)?;
-    let features = status.get("features").context("no features in the status")?;
-    let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
-    ensure!(bits >> 33 & 1 == 1, "{}: features {features}", port.name);
+    let bits = world.features(port)?;
+    ensure!(bits >> 33 & 1 == 1, "{}: features {bits:#x}", port.name);
     Ok(())
 }
 

@@ -73,9 +73,13 @@ const fn plugin(name: &'static str, needs: &'static [Need], run: fn(&Ctx) -> Res
     }
 }
 
+/// What it takes to move a guest and see its announcement.
+const MOVES: &[Need] = &[Need::Guests, Need::Capture];
+
 const CASES: &[Case] = &[
     both("vm/server-and-client", &[Need::Guests], vm::server_and_client),
     both("vm/client-and-client", &[Need::Guests], vm::client_and_client),
+    both("vm/legacy", &[Need::Guests], vm::legacy),
     both("vm/multiqueue", &[Need::Guests], vm::multiqueue),
     both("vm/eight-queue-pairs", &[Need::Guests], queues::eight_pairs),
     both("vm/mtu-9000", &[Need::Guests], vm::mtu_9000),
@@ -92,42 +96,14 @@ const CASES: &[Case] = &[
         &[Need::Guests],
         vm::port_deleted_and_added,
     ),
-    both(
-        "vm/migrate-client",
-        &[Need::Guests, Need::Capture],
-        migration::client,
-    ),
-    both(
-        "vm/migrate-server",
-        &[Need::Guests, Need::Capture],
-        migration::server,
-    ),
-    both(
-        "vm/migrate-packed-client",
-        &[Need::Guests, Need::Capture],
-        migration::packed_client,
-    ),
-    both(
-        "vm/migrate-packed-server",
-        &[Need::Guests, Need::Capture],
-        migration::packed_server,
-    ),
-    both(
-        "vm/migrate-multiqueue",
-        &[Need::Guests, Need::Capture],
-        migration::multiqueue,
-    ),
-    both(
-        "vm/migrate-announce",
-        &[Need::Guests, Need::Capture],
-        migration::announce,
-    ),
-    both("vm/migrate-rarp", &[Need::Guests, Need::Capture], migration::rarp),
-    both(
-        "vm/migrate-postcopy",
-        &[Need::Guests, Need::Capture],
-        migration::postcopy,
-    ),
+    both("vm/migrate-client", MOVES, migration::client),
+    both("vm/migrate-server", MOVES, migration::server),
+    both("vm/migrate-packed-client", MOVES, migration::packed_client),
+    both("vm/migrate-packed-server", MOVES, migration::packed_server),
+    both("vm/migrate-multiqueue", MOVES, migration::multiqueue),
+    both("vm/migrate-announce", MOVES, migration::announce),
+    both("vm/migrate-rarp", MOVES, migration::rarp),
+    both("vm/migrate-postcopy", MOVES, migration::postcopy),
     plugin(
         "vm/stock-and-back",
         &[Need::Guests, Need::Hugepages],
@@ -201,6 +177,7 @@ const CASES: &[Case] = &[
     plugin("iommu/packed", &[Need::Guests], iommu::packed),
     plugin("iommu/lazy", &[Need::Guests], iommu::lazy),
     plugin("iommu/lazy-packed", &[Need::Guests], iommu::lazy_packed),
+    plugin("iommu/migrate-packed", MOVES, migration::iommu_packed),
     both("offload/tso", &[Need::Guests], offload::tso),
     plugin("offload/tso-ipv6", &[Need::Guests], offload::tso_ipv6),
     plugin("offload/tso-packed", &[Need::Guests], offload::tso_packed),

@@ -28,6 +28,29 @@ pub fn client_and_client(ctx: &Ctx) -> Result<()> {
     two_guests(ctx, [Kind::Client, Kind::Client], Guest::new(0), false)
 }
 
+/// Guests of which the device shows only what was there before VIRTIO 1.0: rings at fixed alignment, in one piece, and their
+/// drivers say that a header may be anywhere (VIRTIO_F_ANY_LAYOUT).
+pub fn legacy(ctx: &Ctx) -> Result<()> {
+    let world = World::new(&ctx.settings, &ctx.dir, false)?;
+    ctx.step("boot");
+    let guest = Guest {
+        nic: "disable-modern=on",
+        ..Guest::new(0)
+    };
+    let (ports, vms) = world.boot(&[Kind::Server, Kind::Client], guest)?;
+    for port in &ports {
+        let features = world.features(port)?;
+        ctx.result(&format!("{}: features {features:#x}", port.name));
+        ensure!(
+            features >> 27 & 1 == 1 && features >> 32 == 0,
+            "{}: features {features:#x}",
+            port.name
+        );
+    }
+    all_traffic(ctx, &world, &ports, &vms, 1)?;
+    world.finish(&[])
+}
+
 /// A guest with packed rings, unless it says otherwise.
 fn packed_guest() -> Guest {
     Guest {

@@ -224,19 +224,24 @@ impl World {
 
     /// Holds if a connected port negotiated packed rings, and rings in order, exactly if it should have.
     pub fn check_rings(&self, port: &Port, packed: bool, in_order: bool) -> Result<()> {
+        let bits = self.features(port)?;
+        let negotiated = |bit: u32| bits >> bit & 1 == 1;
+        ensure!(
+            negotiated(34) == packed && negotiated(35) == in_order,
+            "{}: features {bits:#x}",
+            port.name
+        );
+        Ok(())
+    }
+
+    /// What the guest has negotiated.
+    pub fn features(&self, port: &Port) -> Result<u64> {
         // The guest may be up before the switch has told the database of it.
         let what = format!("features in the status of {}", port.name);
         let features = crate::wait::until(&what, PATIENCE, || {
             Ok(self.ovs.status(&port.name)?.get("features").cloned())
         })?;
-        let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
-        let negotiated = |bit: u32| bits >> bit & 1 == 1;
-        ensure!(
-            negotiated(34) == packed && negotiated(35) == in_order,
-            "{}: features {features}",
-            port.name
-        );
-        Ok(())
+        Ok(u64::from_str_radix(features.trim_start_matches("0x"), 16)?)
     }
 
     /// One end of an account of traffic: a port, and who is on it.
