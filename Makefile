@@ -22,7 +22,7 @@ E2E_FAST = $(CARGO) test -q --release --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-bench check-tools check-testpmd check-vm fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-ovs-all check-bench check-tools check-testpmd check-vm fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,13 +58,24 @@ check-plugin: build-all ## Tests of the plugin file and of the C bindings
 	OVS_VHOST_PLUGIN=$(PLUGIN) $(CARGO) test --no-default-features --test plugin_abi
 	$(CARGO) test -p dpdk-sys
 
-check-ovs: build-all ## Open vSwitch's own tests: its loader's, and its vhost-user ports' with and without the plugin
+# Tests of the userspace datapath that run in a minute: ports that come and go, and packets that are parsed, changed,
+# metered and tracked on their way. The rest is more of the same, or wants kernel modules.
+SOME_USERSPACE = -k interface -k mpls -k QoS -k nsh -k zones
+
+check-ovs: build-all ## Open vSwitch's own tests of its loader, its vhost-user ports, its poll threads and its datapath, with and without the plugin
 	@.ci/deps.sh test
 	$(MAKE) -s -C $(OVS_TREE) check TESTSUITEFLAGS='-k netdev-plugin'
 	$(MAKE) -s -C $(OVS_TREE) check-netdev-plugin OVS_NETDEV_PLUGINS=$(PLUGIN)
 	$(MAKE) -s -C $(OVS_TREE_NODPDK) check-netdev-plugin OVS_NETDEV_PLUGINS=$(PLUGIN_NODPDK)
 	tests/ovs-suite.sh plugin
 	tests/ovs-suite.sh stock
+	tests/ovs-unchanged.sh pmd
+	tests/ovs-unchanged.sh system-userspace $(SOME_USERSPACE)
+
+check-ovs-all: build-all ## Its suites pmd and system-userspace in whole, with and without the plugin
+	@.ci/deps.sh test
+	tests/ovs-unchanged.sh pmd
+	tests/ovs-unchanged.sh system-userspace
 
 check-bench: cargo ## The benches in short: that both sides move every packet, not how fast
 	@.ci/deps.sh build
