@@ -12,7 +12,7 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
-//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `unixctl`, what vswitchd may do (`user`, `drop_in`,
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `quick_guest`, `unixctl`, what vswitchd may do (`user`, `drop_in`,
 //! `seccomp`, `systemd`), what it has (`smaps`), and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
@@ -36,6 +36,7 @@ mod ping;
 mod process;
 mod pvp;
 mod qmp;
+mod quick_guest;
 mod samples;
 mod seccomp;
 mod settings;

@@ -5,9 +5,6 @@
 //! rate. First the rate at which nothing is lost is searched for, by halves; then both sides are asked for their latencies
 //! at a tenth, a half and nine tenths of what the *stock* ports bear: the same load for both.
 
-#[path = "../../common/frontend.rs"]
-mod frontend;
-mod guest;
 mod stream;
 
 use std::process::ExitCode;
@@ -17,11 +14,11 @@ use anyhow::{ensure, Context, Result};
 
 use crate::cases::world::{Kind, World, PATIENCE};
 use crate::pvp::stay_beside_the_poll_thread;
+use crate::quick_guest::Guest;
 use crate::samples::Report;
 use crate::settings::Settings;
 use crate::sides::{self, check_needs, keep, Side};
 use crate::wait;
-use guest::Guest;
 use stream::{Outcome, Way};
 
 const USAGE: &str = "usage: e2e latency [--pairs N] [--seconds N] [--json FILE]";

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use hdrhistogram::Histogram;
 
-use super::guest::Guest;
+use crate::quick_guest::Guest;
 
 /// Who stops a frame's clock.
 #[derive(Clone, Copy, PartialEq, Eq)]

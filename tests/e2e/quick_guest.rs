@@ -1,12 +1,17 @@
 //! A guest in this process, whose driver does as little per frame as one can: its chains are laid out once, and go round in
 //! the order in which they are. What is measured is the switch, not the guest.
 
+#[path = "../common/frontend.rs"]
+mod common;
+
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
-use ovs_vhost::memory::GuestAddr;
+use ovs_vhost::datapath::RingConfig;
+use ovs_vhost::memory::{GuestAddr, RegionDesc};
 use ovs_vhost::model::{Driver, GuestMemory, Net, Virtqueue, FRONTEND_OFFSET};
 use ovs_vhost::virtio::desc::{ENTRIES_OFFSET, IDX_OFFSET};
 use ovs_vhost::virtio::features::{Features, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_VERSION_1};
@@ -15,7 +20,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::frontend::{fresh, info, start_ring};
+use common::{fresh, info, start_ring};
 
 /// Entries of each ring: what operators give guests that must not lose packets.
 pub const SIZE: u16 = 1024;
@@ -32,18 +37,28 @@ const FRAME: [u8; 60] = {
 /// Where its stamp is.
 const STAMP: u64 = 14;
 
+/// Queue pairs that it may have.
+const PAIRS: u16 = 4;
+
 /// A guest that is up.
 pub struct Guest {
     pub transmitq: Ring,
     pub receiveq: Ring,
-    /// The connection, and what the switch may be kicked by.
-    _frontend: Frontend,
-    _kick: EventFd,
+    memory: Arc<GuestMemory>,
+    /// What its front-end said of the receiveq and the transmitq.
+    told: [RingConfig; 2],
+    frontend: Frontend,
+    kick: EventFd,
 }
 
 impl Guest {
     /// Comes up on a server port.
     pub fn connect(socket: &Path) -> Result<Guest> {
+        Guest::on(UnixStream::connect(socket).context("a port that listens")?)
+    }
+
+    /// Comes up on a connection to a port.
+    pub fn on(stream: UnixStream) -> Result<Guest> {
         let space = Net::<Driver>::space(SIZE, ROOM);
         let memory = Arc::new(GuestMemory::new(2 * space));
         let net = |at| Net::<Driver>::within(Arc::clone(&memory), GuestAddr(at), SIZE, ROOM, FEATURES);
@@ -55,28 +70,52 @@ impl Guest {
         receiveq.driver.publish();
         while transmitq.send(&FRAME) {}
 
-        let stream = UnixStream::connect(socket).context("a port that listens")?;
-        let mut frontend = Frontend::from_stream(stream, 2);
+        let mut frontend = Frontend::from_stream(stream, u64::from(2 * PAIRS));
         frontend.set_owner()?;
         frontend.get_features()?;
         let protocol = frontend.get_protocol_features()? & VhostUserProtocolFeatures::REPLY_ACK;
         frontend.set_protocol_features(protocol)?;
         frontend.set_features(FEATURES.0)?;
-        let regions = memory.regions();
-        frontend.set_mem_table(&regions.iter().map(info).collect::<Vec<_>>())?;
-        let kick = EventFd::new(libc::EFD_NONBLOCK)?;
-        for (index, ring) in [(0, &receiveq), (1, &transmitq)] {
-            start_ring(&frontend, &ring.driver.config(index), fresh(FEATURES), &kick)?;
-            frontend.set_vring_enable(index.into(), true)?;
-        }
-        // The answer says that all before it was carried out.
-        frontend.get_features()?;
-        Ok(Guest {
+        let guest = Guest {
+            told: [receiveq.driver.config(0), transmitq.driver.config(1)],
             transmitq: Ring::new(transmitq),
             receiveq: Ring::new(receiveq),
-            _frontend: frontend,
-            _kick: kick,
-        })
+            memory,
+            frontend,
+            kick: EventFd::new(libc::EFD_NONBLOCK)?,
+        };
+        guest.lend(&[])?;
+        guest.start_pair(0)?;
+        Ok(guest)
+    }
+
+    /// Says what its memory is, and that `more` is a part of it.
+    pub fn lend(&self, more: &[(RegionDesc, OwnedFd)]) -> Result<()> {
+        let own = self.memory.regions();
+        let all: Vec<_> = own.iter().chain(more).map(info).collect();
+        self.frontend.set_mem_table(&all)?;
+        self.settle()
+    }
+
+    /// Starts a queue pair. All have the rings of the first: who starts more than one must leave them alone.
+    pub fn start_pair(&self, pair: u16) -> Result<()> {
+        for (told, of_pair) in self.told.iter().zip(0..) {
+            let index = 2 * pair + of_pair;
+            let ring = RingConfig {
+                index,
+                ..told.clone()
+            };
+            start_ring(&self.frontend, &ring, fresh(FEATURES), &self.kick)?;
+            let mut frontend = self.frontend.clone();
+            frontend.set_vring_enable(index.into(), true)?;
+        }
+        self.settle()
+    }
+
+    /// The answer says that all before it was carried out.
+    fn settle(&self) -> Result<()> {
+        self.frontend.get_features()?;
+        Ok(())
     }
 }
 
