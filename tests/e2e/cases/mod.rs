@@ -5,6 +5,7 @@ mod attack;
 mod bad_input;
 mod bench;
 mod bridged;
+mod calm;
 mod captured;
 mod describe;
 mod dpdk;
@@ -315,6 +316,11 @@ const CASES: &[Case] = &[
     ),
     plugin("hardened/gives-up-root", &[Need::DropIn], hardened::gives_up_root),
     plugin("hardened/systemd", &[Need::Systemd], hardened::by_systemd),
+    plugin(
+        "calm/ports-come-and-go",
+        &[Need::Testpmd, Need::Hugepages],
+        calm::ports_come_and_go,
+    ),
     plugin("soak/reconnect-server", &[], soak::server),
     plugin("soak/reconnect-client", &[], soak::client),
     plugin("soak/client-connects-at-once", &[], soak::connects_at_once),

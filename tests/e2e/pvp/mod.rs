@@ -18,7 +18,7 @@ use crate::settings::Settings;
 use crate::sides::{self, check_needs, keep, Side};
 use crate::testpmd::Rings;
 use crate::wait;
-pub use distance::stay_beside_the_poll_thread;
+pub use distance::{stay_beside_the_poll_thread, Aside};
 use report::Report;
 use sample::{Pair, Sample, Shape};
 
