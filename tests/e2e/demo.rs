@@ -24,7 +24,8 @@ use crate::image;
 use crate::netns::OBSERVER;
 use crate::ping::{Outage, Ping, Report};
 use crate::settings::{Need, Settings};
-use crate::vm::{host_time, Vm};
+use crate::shell::host_time;
+use crate::vm::Vm;
 use crate::{turn, wait};
 
 /// Argument by which the foreground process starts the holder.

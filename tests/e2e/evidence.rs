@@ -41,7 +41,7 @@ pub fn of_silence(ovs: &Ovs, ports: &[&str], vms: &[Vm]) -> String {
     {
         // A filter that lets nothing through has exit status 1.
         let found = vm
-            .run_within(command, crate::vm::COMMAND)
+            .run_within(command, crate::shell::COMMAND)
             .map(|(_, output)| output);
         add(format!("{}: {command}", vm.spec.name), found);
     }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
-//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `ping`, `numbered`), `party` (with `tcp`),
+//! one file for each thing a case handles: `ovs`, `vm` (with `image`, `shell`, `ping`, `numbered`), `party` (with `tcp`),
 //! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `quick_guest`, `unixctl`, what vswitchd may do (`user`, `drop_in`,
 //! `seccomp`, `systemd`), what it has (`smaps`), and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
@@ -40,6 +40,7 @@ mod quick_guest;
 mod samples;
 mod seccomp;
 mod settings;
+mod shell;
 mod sides;
 mod smaps;
 mod stream;
@@ -87,7 +88,7 @@ fn guest(arguments: &[String]) -> ExitCode {
         eprintln!("usage: e2e guest SOCKET COMMAND");
         return ExitCode::from(2);
     };
-    match vm::run_in(socket.as_ref(), &command.join(" ")) {
+    match shell::run_in(socket.as_ref(), &command.join(" ")) {
         Ok((status, output)) => {
             print!("{output}");
             u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from)

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Result};
 
-use crate::vm::{Job, Vm};
+use crate::shell::Job;
+use crate::vm::Vm;
 use crate::wait;
 
 /// Size of the file that is written once: an eighth of the guest's memory.

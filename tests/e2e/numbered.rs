@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 
 use crate::netns::address;
-use crate::vm::{Job, Vm};
+use crate::shell::Job;
+use crate::vm::Vm;
 use crate::wait;
 
 const PORT: u16 = 7000;

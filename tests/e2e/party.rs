@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use crate::netns::{address, NetNs};
 use crate::process::{self, Process};
 use crate::settings::tool;
-use crate::vm::{Job, Vm};
+use crate::shell::{Job, Shell};
+use crate::vm::Vm;
 
 /// Something with a shell, a NIC and a number in the address plan.
 pub trait Party {
@@ -53,7 +54,7 @@ impl Party for Vm {
     }
 
     fn run_within(&self, command: &str, limit: Duration) -> Result<(i32, String)> {
-        Vm::run_within(self, command, limit)
+        Shell::run_within(self, command, limit)
     }
 
     fn start<'a>(&'a self, name: &str, command: &str) -> Result<Box<dyn Running + 'a>> {
@@ -61,7 +62,7 @@ impl Party for Vm {
     }
 
     fn nic_counter(&self, name: &str) -> Result<u64> {
-        Vm::nic_counter(self, name)
+        Shell::nic_counter(self, name)
     }
 }
 

@@ -11,7 +11,8 @@ use anyhow::{bail, Result};
 use crate::netns::{address, NetNs};
 use crate::process::Process;
 use crate::settings::tool;
-use crate::vm::{Job, Vm};
+use crate::shell::Job;
+use crate::vm::Vm;
 use crate::wait;
 
 /// One reply.

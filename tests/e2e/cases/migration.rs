@@ -12,8 +12,9 @@ use crate::memory_check;
 use crate::migration::{Move, Nomad, Way};
 use crate::ovs;
 use crate::ping::{HostPing, Report};
+use crate::shell::host_time;
 use crate::stream::Stream;
-use crate::vm::{host_time, Iommu, Life};
+use crate::vm::{Iommu, Life};
 
 /// Twenty a second.
 const PING_INTERVAL: Duration = Duration::from_millis(50);

@@ -9,8 +9,9 @@ use super::Ctx;
 use crate::evidence;
 use crate::netns::{address, OBSERVER};
 use crate::ping::Ping;
+use crate::shell::host_time;
 use crate::tcp::{self, Account};
-use crate::vm::{host_time, Vm};
+use crate::vm::Vm;
 use crate::wait;
 
 /// What "not disturbed" allows on a shared machine without KVM.
