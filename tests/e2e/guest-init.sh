@@ -37,6 +37,12 @@ for peer in 1 2 3 4 251 252 253 254; do
     arp -i eth0 -s "10.99.0.$peer" "52:54:00:00:00:$(printf %02x "$peer")"
 done
 
+# Whoever runs QEMU may press its power button; `virsh shutdown` does.
+for event in /sys/class/input/event*; do
+    grep -qx 'Power Button' "$event/device/name" || continue
+    (dd if="/dev/input/${event##*/}" of=/dev/null bs=24 count=1 2>/dev/null; poweroff -f) &
+done
+
 # In a subshell: processes that lose their parent come to process 1, and the SIGCHLD of their end would make the
 # shell's read lose what it has read of a line so far.
 (

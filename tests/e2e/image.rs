@@ -24,6 +24,8 @@ const MODULES: &[&str] = &[
     "failover",
     "net_failover",
     "virtio_net",
+    "evdev",
+    "button",
 ];
 /// What busybox lacks: iperf3 and ethtool altogether, a ping with fractions of a second, a date with nanoseconds.
 const PROGRAMS: &[&str] = &["iperf3", "ethtool", "ping", "date"];
