@@ -104,3 +104,30 @@ fn every_make_target_that_a_reader_is_told_to_run_exists() {
         }
     }
 }
+
+/// Lines without what indents them: a part of a file stands further left where it is quoted.
+fn lines(text: &str) -> String {
+    text.lines().map(|line| line.trim().to_owned() + "\n").collect()
+}
+
+#[test]
+fn xml_that_is_quoted_stands_in_a_file_to_copy() {
+    let folder = fs::read_dir(root().join("docs/libvirt")).expect("docs/libvirt");
+    let files: Vec<String> = folder
+        .map(|entry| entry.expect("an entry of docs/libvirt").path())
+        .map(|path| lines(&fs::read_to_string(path).expect("a domain")))
+        .collect();
+    let mut quotes = 0;
+    for (document, text) in documents() {
+        for quote in between(&text, "```xml\n", "```") {
+            let is_there = files.iter().any(|file| file.contains(&lines(quote)));
+            assert!(
+                is_there,
+                "{} quotes what no domain has:\n{quote}",
+                document.display()
+            );
+            quotes += 1;
+        }
+    }
+    assert!(quotes > 2, "only {quotes} quotes");
+}
