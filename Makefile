@@ -126,7 +126,7 @@ lint: build ## Every linter, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection,stock -- -D warnings
-	shellcheck .ci/run .ci/*.sh ovs-patches/build.sh tests/*.sh
+	shellcheck .ci/run .ci/*.sh ovs-patches/build.sh tests/*.sh tests/e2e/libvirt-house.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-default-features --no-deps --document-private-items
 
 clean: ## Remove everything that was built

@@ -8,7 +8,7 @@ declare -A packages=(
         libunbound-dev libbpf-dev libxdp-dev libclang-dev clang gcc autoconf automake libtool make patch
         bzip2 xz-utils pkg-config python3"
     [test]="dpdk qemu-system-x86 busybox-static cpio kmod iproute2 iputils-ping ethtool tcpdump tshark iperf3
-        procps util-linux valgrind binutils systemd"
+        procps util-linux valgrind binutils systemd libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu"
     [lint]="shellcheck"
 )
 

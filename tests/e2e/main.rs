@@ -12,8 +12,9 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs`, `vm` (with `image`, `shell`, `ping`, `numbered`), `party` (with `tcp`),
-//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `quick_guest`, `unixctl`, what vswitchd may do (`user`, `drop_in`,
-//! `seccomp`, `systemd`), what it has (`smaps`), and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
+//! `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `quick_guest`, `unixctl`, what vswitchd
+//! may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`), `libvirt` (with `mounts`), `recipe`, and `process`,
+//! `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
 mod cases;
@@ -25,9 +26,11 @@ mod frontend;
 mod hugepages;
 mod image;
 mod latency;
+mod libvirt;
 mod log;
 mod memory_check;
 mod migration;
+mod mounts;
 mod netns;
 mod numbered;
 mod ovs;
@@ -37,6 +40,7 @@ mod process;
 mod pvp;
 mod qmp;
 mod quick_guest;
+mod recipe;
 mod samples;
 mod seccomp;
 mod settings;

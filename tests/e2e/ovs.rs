@@ -13,6 +13,7 @@ use anyhow::{bail, Context, Result};
 
 use crate::drop_in;
 use crate::log::{self, Line};
+use crate::mounts::MountNs;
 use crate::netns::{NetNs, OBSERVER_PORT};
 use crate::process::{self, Process};
 use crate::settings::tool;
@@ -46,6 +47,8 @@ pub struct Options {
     pub user: Option<User>,
     /// A systemd starts vswitchd, with the drop-in.
     pub systemd: bool,
+    /// The mounts that vswitchd sees, if not the machine's.
+    pub mounts: Option<MountNs>,
 }
 
 /// Counters of one port as `ovs-ofctl dump-ports` gives them, fresh from the port.
@@ -146,6 +149,9 @@ impl Ovs {
             command = user.run(&command);
         }
         self.ns.enter(&mut command);
+        if let Some(mounts) = &self.options.mounts {
+            mounts.enter(&mut command);
+        }
         if self.options.obey_permissions {
             drop_dac_override(&mut command);
         }
@@ -216,6 +222,14 @@ impl Ovs {
         }
         self.set_dirs(&mut command);
         command
+    }
+
+    /// Lets `command` and what it starts find this switch and its tools by themselves, as on a host that has one.
+    pub fn introduce(&self, command: &mut Command) {
+        self.set_dirs(command);
+        let tools = self.options.tree.join("utilities");
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", tools.display()));
     }
 
     fn set_dirs(&self, command: &mut Command) {

@@ -88,6 +88,8 @@ pub enum Need {
     FaultPlugin,
     /// The tree without DPDK and its plugin.
     NoDpdkTree,
+    /// libvirt's daemon and its tools.
+    Libvirt,
     /// Valgrind.
     Valgrind,
     /// An Open vSwitch that was configured with AF_XDP.
@@ -121,6 +123,7 @@ impl Need {
             Need::Valgrind if settings.seccomp => {
                 Some("valgrind makes code, which the drop-in forbids".into())
             }
+            Need::Libvirt => missing_tools(&["libvirtd", "virtlogd", "virsh", "unshare"]),
             Need::Valgrind => missing_tools(&["valgrind"]),
             Need::DropIn => missing_tools(&["systemd-analyze", "setpriv"]),
             Need::Systemd => missing_tools(&["unshare"])

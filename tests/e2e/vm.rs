@@ -200,14 +200,7 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
         None => "",
     };
     let comma = if spec.nic.is_empty() { "" } else { "," };
-    let family = match spec.family {
-        Family::V4 => "ipv6.disable=1",
-        Family::V6 => "e2e.ipv6",
-    };
-    let append = format!(
-        "console=ttyS0 quiet panic=1 {family} e2e.id={} e2e.mtu={}{guest_iommu}",
-        spec.id, spec.mtu
-    );
+    let append = kernel_arguments(spec.id, spec.mtu, spec.family) + guest_iommu;
     let mut command = tool("qemu-system-x86_64");
     if spec.iommu.is_some() {
         // Before the NIC, which else would not be behind it. And the NIC behind a port: on the root bus it is no PCI
@@ -266,6 +259,15 @@ fn qemu_command(spec: &Spec, image: &Image, console: &Path, ctl: &Path) -> Comma
             ),
         ]);
     command
+}
+
+/// What a guest's kernel is told, and through it `guest-init.sh`.
+pub fn kernel_arguments(id: u8, mtu: u16, family: Family) -> String {
+    let family = match family {
+        Family::V4 => "ipv6.disable=1",
+        Family::V6 => "e2e.ipv6",
+    };
+    format!("console=ttyS0 quiet panic=1 {family} e2e.id={id} e2e.mtu={mtu}")
 }
 
 fn memory(spec: &Spec) -> String {

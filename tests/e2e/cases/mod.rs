@@ -14,6 +14,7 @@ mod hardened;
 mod hotplug;
 mod inside;
 mod iommu;
+mod libvirt;
 mod lost;
 mod migration;
 mod numbered;
@@ -291,6 +292,11 @@ const CASES: &[Case] = &[
     plugin("tools/json", &[Need::Testpmd], tools::json),
     plugin("tools/operator", &[Need::Testpmd], tools::operator),
     plugin("tools/better", &[Need::Testpmd], tools::better_is_seen),
+    plugin(
+        "libvirt/convert",
+        &[Need::Guests, Need::Libvirt],
+        libvirt::convert,
+    ),
     plugin(
         "bad-input/paths-and-options",
         &[Need::Guests],

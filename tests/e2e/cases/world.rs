@@ -363,6 +363,7 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         seccomp: settings.seccomp,
         user: None,
         systemd: false,
+        mounts: None,
     }
 }
 
