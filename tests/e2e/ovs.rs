@@ -3,8 +3,6 @@
 //! and started again while everything else goes on, and its log keeps growing in one file.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,10 +13,11 @@ use crate::drop_in;
 use crate::log::{self, Line};
 use crate::mounts::MountNs;
 use crate::netns::{NetNs, OBSERVER_PORT};
+use crate::ovsdb;
 use crate::process::{self, Process};
 use crate::settings::tool;
 use crate::systemd;
-use crate::user::User;
+use crate::user::{self, User};
 use crate::wait;
 
 /// How long a command line tool may take, and vswitchd to be up. Generous: the machine may be busy.
@@ -94,8 +93,8 @@ impl Ovs {
     /// Starts the database in `dir` and configures the switch in it, which does not run yet.
     pub fn configured(options: Options, dir: &Path, ns: &NetNs) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
-        create_database(&options.tree, dir)?;
-        let ovsdb = start_database(&options, dir)?;
+        ovsdb::create(&options.tree, dir)?;
+        let ovsdb = ovsdb::start(&options.tree, options.user.as_ref(), dir)?;
         if let Some(user) = &options.user {
             user.give(dir)?;
         }
@@ -130,7 +129,11 @@ impl Ovs {
 
     /// Starts the database server again.
     pub fn start_database(&mut self) -> Result<()> {
-        self.ovsdb = Some(start_database(&self.options, &self.dir)?);
+        self.ovsdb = Some(ovsdb::start(
+            &self.options.tree,
+            self.options.user.as_ref(),
+            &self.dir,
+        )?);
         Ok(())
     }
 
@@ -153,7 +156,7 @@ impl Ovs {
             mounts.enter(&mut command);
         }
         if self.options.obey_permissions {
-            drop_dac_override(&mut command);
+            user::drop_dac_override(&mut command);
         }
         // Last: what comes before it may be what it does not allow.
         if self.options.seccomp {
@@ -486,52 +489,3 @@ const DPDK_SETTINGS: [&str; 2] = [
     "other_config:dpdk-extra=--no-pci --in-memory",
     "other_config:dpdk-init=true",
 ];
-
-fn create_database(tree: &Path, dir: &Path) -> Result<()> {
-    let mut create = Command::new(tree.join("ovsdb/ovsdb-tool"));
-    create
-        .arg("create")
-        .arg(dir.join("conf.db"))
-        .arg(tree.join("vswitchd/vswitch.ovsschema"));
-    process::run(create, PATIENCE).map(drop)
-}
-
-fn start_database(options: &Options, dir: &Path) -> Result<Process> {
-    let (database, socket) = (dir.join("conf.db"), dir.join("db.sock"));
-    let mut command = Command::new(options.tree.join("ovsdb/ovsdb-server"));
-    command
-        .arg(&database)
-        .arg(format!("--remote=punix:{}", socket.display()))
-        .arg(format!("--unixctl={}", dir.join("ovsdb.ctl").display()))
-        .arg("--no-chdir");
-    command
-        .env("OVS_RUNDIR", dir)
-        .env("OVS_DBDIR", dir)
-        .env("OVS_LOGDIR", dir);
-    let mut ovsdb = Process::spawn("ovsdb-server", command, &dir.join("ovsdb-server.out"))?;
-    wait::until_true("ovsdb-server's socket", PATIENCE, || {
-        ovsdb.check_alive()?;
-        Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
-    })?;
-    if let Some(user) = &options.user {
-        user.give(&socket)?;
-    }
-    Ok(ovsdb)
-}
-
-/// Root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH is told EACCES like anybody else.
-fn drop_dac_override(command: &mut Command) {
-    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
-    const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
-    let drop_both = || {
-        for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
-            // SAFETY: prctl with integer options touches no memory.
-            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec `drop_both` makes system calls only.
-    unsafe { command.pre_exec(drop_both) };
-}

@@ -1,6 +1,8 @@
 //! Who vswitchd is where it is not root. Users by their numbers: no account has to exist, and none is left behind.
 
+use std::io;
 use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -56,4 +58,21 @@ impl User {
         chown(file, Some(self.id), Some(self.id))
             .with_context(|| format!("cannot give {} away", file.display()))
     }
+}
+
+/// Root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH is told EACCES like anybody else.
+pub fn drop_dac_override(command: &mut Command) {
+    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+    const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
+    let drop_both = || {
+        for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
+            // SAFETY: prctl with integer options touches no memory.
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `drop_both` makes system calls only.
+    unsafe { command.pre_exec(drop_both) };
 }
