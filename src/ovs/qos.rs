@@ -9,7 +9,7 @@ use ovs_sys::{
 use super::convert::{self, Sink};
 use super::entry::on_port;
 use crate::port::Port;
-use crate::qos::{Details, Limits, QueueCounts, Refusal, Settings};
+use crate::qos::{Details, KiloPackets, Limits, QueueCounts, Refusal, Settings};
 
 pub(super) unsafe extern "C" fn port_set_policing(port: *mut ovsv_port, limits: *const ovsv_limits) -> c_int {
     // SAFETY: C gives limits, valid during the call.
@@ -17,8 +17,10 @@ pub(super) unsafe extern "C" fn port_set_policing(port: *mut ovsv_port, limits: 
     let limits = Limits {
         kbits_rate: limits.kbits_rate,
         kbits_burst: limits.kbits_burst,
-        kpkts_rate: limits.kpkts_rate,
-        kpkts_burst: limits.kpkts_burst,
+        kpkts: KiloPackets {
+            rate: limits.kpkts_rate,
+            burst: limits.kpkts_burst,
+        },
     };
     let set = |port: &Port| {
         port.set_policing(limits);

@@ -100,13 +100,15 @@ impl Port {
     }
 
     fn describe_limits(&self, put: &mut dyn FnMut(&str, Value) -> Option<Value>) {
+        let limit =
+            |limit: Option<(u64, u64)>| limit.map(|(rate, burst)| json!({ "rate": rate, "burst": burst }));
         let policing = self.policing();
         if policing.iter().any(Option::is_some) {
-            let limit = |limit: Option<(u64, u64)>| {
-                limit.map(|(rate, burst)| json!({ "rate": rate, "burst": burst }))
-            };
             let [bytes, packets] = policing.map(limit);
             put("ingress-policing", json!({ "bytes": bytes, "packets": packets }));
+        }
+        if let Some(packets) = limit(self.egress_packets()) {
+            put("egress-policing", json!({ "packets": packets }));
         }
         if let Some((name, settings)) = self.qos() {
             let mut tree = json!({ "type": name.to_string_lossy() });

@@ -44,6 +44,7 @@ impl Port {
             let (name, retries) = (&self.name, options.tx_retries);
             log::info!("Max Tx retries for vhost device '{name}' set to {retries}");
         }
+        self.set_egress_packets(options.egress);
         if self.mode == Mode::Client {
             let path = options
                 .server_path

@@ -7,6 +7,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use crate::qos::KiloPackets;
+
 use super::address::MAX_PATH;
 use super::offer::Switches;
 use super::pins::Pins;
@@ -36,6 +38,8 @@ pub const MTU_RANGE: RangeInclusive<u32> = 68..=9702;
 /// `options:tx-retries-max`: attempts after a partial send.
 pub const TX_RETRIES_RANGE: RangeInclusive<u32> = 0..=32;
 const TX_RETRIES_DEFAULT: u32 = 8;
+/// Thousands of packets, as many as Open vSwitch's own columns can say.
+const KPKTS_RANGE: RangeInclusive<u32> = 0..=u32::MAX;
 
 /// A port's options, valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub(super) struct Options {
     pub server_path: Option<PathBuf>,
     /// Attempts to send what did not fit, after a send that made some progress.
     pub tx_retries: u32,
+    /// Packets that the guest is sent at most.
+    pub egress: KiloPackets,
     /// What the port is to have of what the operator switches on for all.
     pub switches: Switches,
     /// What it offers at most.
@@ -59,6 +65,7 @@ impl Default for Options {
         Options {
             server_path: None,
             tx_retries: TX_RETRIES_DEFAULT,
+            egress: KiloPackets::default(),
             switches: Switches::default(),
             pins: Pins::default(),
             protection: Protection::default(),
@@ -115,7 +122,15 @@ const fn row(
 }
 
 const TABLE: &[Row] = &[
-    row("tx-retries-max", BOTH, tx_retries),
+    row("tx-retries-max", BOTH, |options, text, _| {
+        number(&mut options.tx_retries, text, TX_RETRIES_RANGE)
+    }),
+    row("vhost-egress-kpkts-rate", BOTH, |options, text, _| {
+        number(&mut options.egress.rate, text, KPKTS_RANGE)
+    }),
+    row("vhost-egress-kpkts-burst", BOTH, |options, text, _| {
+        number(&mut options.egress.burst, text, KPKTS_RANGE)
+    }),
     row("vhost-features", BOTH, |options, text, _| {
         options.pins.limit(text)
     }),
@@ -232,17 +247,11 @@ fn put<T>(place: &mut Option<T>, found: Result<T, String>, instead: &str) -> Res
     Ok(())
 }
 
-fn tx_retries(options: &mut Options, text: &str, _: &Defaults) -> Result<(), String> {
-    match text.parse() {
-        Ok(n) if TX_RETRIES_RANGE.contains(&n) => options.tx_retries = n,
-        _ => {
-            return Err(format!(
-                "is not a whole number from {} to {}; using {TX_RETRIES_DEFAULT}",
-                TX_RETRIES_RANGE.start(),
-                TX_RETRIES_RANGE.end(),
-            ))
-        }
-    }
+/// A whole number of a range; if it is none, what is in its place stays.
+fn number(place: &mut u32, text: &str, range: RangeInclusive<u32>) -> Result<(), String> {
+    let found = text.parse().ok().filter(|number| range.contains(number));
+    let (least, most) = range.into_inner();
+    *place = found.ok_or_else(|| format!("is not a whole number from {least} to {most}; using {place}"))?;
     Ok(())
 }
 
@@ -334,6 +343,29 @@ mod tests {
                 )]
             );
         }
+    }
+
+    #[test]
+    fn packets_are_limited_in_thousands_and_a_bad_number_limits_none() {
+        let given = |rate, burst| {
+            let keys = ["vhost-egress-kpkts-rate", "vhost-egress-kpkts-burst"];
+            client(&[("vhost-server-path", "/s"), (keys[0], rate), (keys[1], burst)])
+        };
+        let (options, complaints) = given("4294967295", "0");
+        let most = KiloPackets {
+            rate: u32::MAX,
+            burst: 0,
+        };
+        assert_eq!((options.egress, complaints.len()), (most, 0));
+        let (options, complaints) = given("4294967296", "1.5");
+        assert_eq!(options.egress, KiloPackets::default());
+        assert_eq!(
+            complaints,
+            [
+                "options:vhost-egress-kpkts-rate='4294967296' is not a whole number from 0 to 4294967295; using 0",
+                "options:vhost-egress-kpkts-burst='1.5' is not a whole number from 0 to 4294967295; using 0",
+            ]
+        );
     }
 
     #[test]

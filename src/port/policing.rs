@@ -1,4 +1,5 @@
-//! What a port lets pass, by the operator's word: policing of what its guest sends, QoS of what it is sent. The meters are
+//! What a port lets pass, by the operator's word: policing of what its guest sends, QoS and a limit on packets of what it is
+//! sent. The meters are
 //! [`crate::qos`]'s; here main sets them and poll threads ask them.
 //!
 //! Off, they cost a burst one load and one branch. On, poll threads hold a lock for the arithmetic of one burst, and main
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::clock::now;
 use crate::datapath::{RxSlot, TxSlot, BURST};
-use crate::qos::{Details, Egress, Limits, QueueCounts, Refusal, Settings, TYPES};
+use crate::qos::{Details, Egress, KiloPackets, Limits, QueueCounts, Refusal, Settings, TYPES};
 
 use super::shared::Port;
 
@@ -88,8 +89,8 @@ impl Port {
         refused
     }
 
-    /// Calls `give` with those of `slots` that may be sent: those that `fits` and that the QoS lets pass. Returns how many it
-    /// did not let pass. `queue_of` says which queue the slot of that index is for.
+    /// Calls `give` with those of `slots` that may be sent: those that `fits` and that the limits let pass. Returns how many
+    /// they did not let pass. `queue_of` says which queue the slot of that index is for.
     #[inline(never)]
     pub(super) fn shape(
         &self,
@@ -102,8 +103,7 @@ impl Port {
         for (group, first) in slots.chunks(BURST).zip((0..).step_by(BURST)) {
             let mut egress = self.egress.meters.lock();
             let mut admits = |slot: &TxSlot<'_>, index| {
-                let admit = |egress: &mut Egress| egress.admit(now, slot.len(), || queue_of(index));
-                let admitted = egress.as_mut().is_none_or(admit);
+                let admitted = egress.admit(now, slot.len(), || queue_of(index));
                 refused += usize::from(!admitted);
                 admitted
             };
@@ -138,6 +138,19 @@ impl Port {
         self.ingress.meters.lock().limits()
     }
 
+    /// Puts a limit on the packets that the guest is sent. One that does not change keeps its tokens.
+    pub(super) fn set_egress_packets(&self, limit: KiloPackets) {
+        self.egress.change(|egress| {
+            egress.set_packets(limit, now());
+            egress.is_set()
+        });
+    }
+
+    /// The limit in force on packets that the guest is sent: rate per second, and burst.
+    pub fn egress_packets(&self) -> Option<(u64, u64)> {
+        self.egress.meters.lock().packets()
+    }
+
     /// Types of QoS that [`Port::set_qos`] takes.
     pub fn qos_types() -> [&'static CStr; 2] {
         TYPES
@@ -146,15 +159,15 @@ impl Port {
     /// The QoS in force: its type and details.
     pub fn qos(&self) -> Option<(&'static CStr, Settings)> {
         let egress = self.egress.meters.lock();
-        egress.as_ref().map(|egress| (egress.name(), egress.settings()))
+        egress.qos.as_ref().map(|qos| (qos.name(), qos.settings()))
     }
 
     /// Puts QoS of type `name` in force, or with an empty name none. If it is refused, the one before stays.
     pub fn set_qos(&self, name: &str, details: &Details<'_>) -> Result<(), Refusal> {
         let mut result = Ok(());
         self.egress.change(|egress| {
-            result = set_qos(egress, name, details);
-            egress.is_some()
+            result = set_qos(&mut egress.qos, name, details);
+            egress.is_set()
         });
         let is_new = self.qos_complaints.lock().is_new(None, &(name, details), result);
         if let (true, Err(error)) = (is_new, result) {
@@ -202,19 +215,16 @@ impl Port {
     }
 
     fn with_qos<T>(&self, body: impl FnOnce(&mut Egress) -> Result<T, Refusal>) -> Result<T, Refusal> {
-        self.egress
-            .meters
-            .lock()
-            .as_mut()
-            .map_or(Err(Refusal::Unsupported), body)
+        let mut egress = self.egress.meters.lock();
+        egress.qos.as_mut().map_or(Err(Refusal::Unsupported), body)
     }
 }
 
-fn set_qos(egress: &mut Option<Egress>, name: &str, details: &Details<'_>) -> Result<(), Refusal> {
-    match egress {
-        _ if name.is_empty() => *egress = None,
-        Some(egress) if egress.name().to_bytes() == name.as_bytes() => egress.set(details, now())?,
-        _ => *egress = Some(Egress::new(name, details, now())?),
+fn set_qos(qos: &mut Option<Egress>, name: &str, details: &Details<'_>) -> Result<(), Refusal> {
+    match qos {
+        _ if name.is_empty() => *qos = None,
+        Some(qos) if qos.name().to_bytes() == name.as_bytes() => qos.set(details, now())?,
+        _ => *qos = Some(Egress::new(name, details, now())?),
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::datapath::{Direction, Histogram, Queue, Wake, Waker};
-use crate::qos::{Egress, Ingress};
+use crate::qos::{Ingress, Outbound};
 use crate::tap::Tap;
 use crate::virtio::features::Features;
 
@@ -198,7 +198,7 @@ pub struct Port {
     pub(super) most_pairs: AtomicU16,
     /// Limits on what the guest sends, and on what it is sent. Main sets them.
     pub(super) ingress: Guarded<Ingress>,
-    pub(super) egress: Guarded<Option<Egress>>,
+    pub(super) egress: Guarded<Outbound>,
     pub(super) qos_complaints: Mutex<Complaints>,
     /// Front-ends that were not let in, for the user they ran as. The control thread counts.
     pub(super) refused: AtomicU64,

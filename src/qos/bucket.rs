@@ -63,6 +63,36 @@ impl Bucket {
     }
 }
 
+/// A bucket that is there while there is a limit.
+#[derive(Debug, Default)]
+pub(super) struct Limit(Option<Bucket>);
+
+impl Limit {
+    /// Limits to `rate` and `burst`, or with a rate of 0 not at all. A limit that is so already keeps its tokens.
+    pub(super) fn set(&mut self, (rate, burst): (u64, u64), now: u64) {
+        if self.get() != Some((rate, burst)) {
+            self.0 = (rate > 0).then(|| Bucket::full(rate, burst, now));
+        }
+    }
+
+    /// Its rate per second, and its burst.
+    pub(super) fn get(&self) -> Option<(u64, u64)> {
+        self.0.as_ref().map(|bucket| (bucket.rate, bucket.burst))
+    }
+
+    /// Whether it lets `tokens` pass.
+    pub(super) fn holds(&mut self, now: u64, tokens: u64) -> bool {
+        self.0.as_mut().is_none_or(|bucket| bucket.holds(now, tokens))
+    }
+
+    /// Takes `tokens` that [`Limit::holds`] has said are there.
+    pub(super) fn take(&mut self, now: u64, tokens: u64) {
+        if let Some(bucket) = &mut self.0 {
+            bucket.take(now, tokens);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Naive, Random, SECOND};

@@ -1,8 +1,8 @@
 //! What a guest may send: `Interface.ingress_policing_*`, a limit on bytes and one on packets. A packet passes if both
 //! have room for it; one that does not pass counts for neither.
 
-use super::bucket::Bucket;
-use super::metered;
+use super::bucket::Limit;
+use super::{metered, KiloPackets};
 
 /// The limits as the database has them. A rate of 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,66 +11,49 @@ pub struct Limits {
     pub kbits_rate: u32,
     /// `ingress_policing_burst`: 1000 bits; 0: 8000 of them.
     pub kbits_burst: u32,
-    /// `ingress_policing_kpkts_rate`: 1000 packets per second.
-    pub kpkts_rate: u32,
-    /// `ingress_policing_kpkts_burst`: 1000 packets; 0: 16 of them.
-    pub kpkts_burst: u32,
+    /// `ingress_policing_kpkts_rate` and `_burst`.
+    pub kpkts: KiloPackets,
 }
 
 /// The meters of what comes from a guest.
 #[derive(Debug, Default)]
 pub struct Ingress {
-    bytes: Option<Bucket>,
-    packets: Option<Bucket>,
+    bytes: Limit,
+    packets: Limit,
 }
 
 impl Ingress {
     /// Puts `limits` in force. A meter that they do not change keeps its tokens.
     pub fn set(&mut self, limits: Limits, now: u64) {
-        let Limits {
-            kbits_rate,
-            kbits_burst,
-            kpkts_rate,
-            kpkts_burst,
-        } = limits;
-        retune(&mut self.bytes, 1000 / 8, [kbits_rate, kbits_burst, 8000], now);
-        retune(&mut self.packets, 1000, [kpkts_rate, kpkts_burst, 16], now);
+        let burst = if limits.kbits_burst == 0 {
+            8000
+        } else {
+            limits.kbits_burst
+        };
+        let bytes = [limits.kbits_rate, burst].map(|kbits| u64::from(kbits) * 1000 / 8);
+        self.bytes.set(bytes.into(), now);
+        self.packets.set(limits.kpkts.packets(), now);
     }
 
     /// Whether there is any limit.
     pub fn is_set(&self) -> bool {
-        self.bytes.is_some() || self.packets.is_some()
+        self.limits().iter().any(Option::is_some)
     }
 
     /// Whether a packet of `len` bytes passes.
     pub fn admit(&mut self, now: u64, len: u32) -> bool {
-        let mut meters = [(&mut self.bytes, metered(len)), (&mut self.packets, 1)];
-        let pass = meters
-            .iter_mut()
-            .all(|(bucket, tokens)| bucket.as_mut().is_none_or(|bucket| bucket.holds(now, *tokens)));
+        let bytes = metered(len);
+        let pass = self.bytes.holds(now, bytes) && self.packets.holds(now, 1);
         if pass {
-            for (bucket, tokens) in meters {
-                bucket.as_mut().map(|bucket| bucket.take(now, tokens));
-            }
+            self.bytes.take(now, bytes);
+            self.packets.take(now, 1);
         }
         pass
     }
 
     /// The limits in force: of bytes, of packets; each as its rate per second and its burst.
     pub fn limits(&self) -> [Option<(u64, u64)>; 2] {
-        [&self.bytes, &self.packets].map(|bucket| bucket.as_ref().map(|b| (b.rate(), b.burst())))
-    }
-}
-
-/// A meter of `rate` and `burst`, in `unit`s of tokens; of a burst of 0, what stands in for it.
-fn retune(bucket: &mut Option<Bucket>, unit: u64, [rate, burst, default]: [u32; 3], now: u64) {
-    let burst = if burst == 0 { default } else { burst };
-    let (rate, burst) = (u64::from(rate) * unit, u64::from(burst) * unit);
-    let same = bucket
-        .as_ref()
-        .is_some_and(|b| (b.rate(), b.burst()) == (rate, burst));
-    if !same {
-        *bucket = (rate > 0).then(|| Bucket::full(rate, burst, now));
+        [self.bytes.get(), self.packets.get()]
     }
 }
 
@@ -84,8 +67,10 @@ mod tests {
         let limits = Limits {
             kbits_rate,
             kbits_burst,
-            kpkts_rate,
-            kpkts_burst,
+            kpkts: KiloPackets {
+                rate: kpkts_rate,
+                burst: kpkts_burst,
+            },
         };
         ingress.set(limits, 0);
         ingress
@@ -145,8 +130,7 @@ mod tests {
         let limits = Limits {
             kbits_rate: 1,
             kbits_burst: 1,
-            kpkts_rate: 1,
-            kpkts_burst: 1,
+            kpkts: KiloPackets { rate: 1, burst: 1 },
         };
         ingress.set(limits, 0);
         assert!(!ingress.admit(0, 14));
@@ -161,7 +145,7 @@ mod tests {
         assert!(!ingress.admit(0, 14));
         ingress.set(
             Limits {
-                kpkts_burst: 2,
+                kpkts: KiloPackets { rate: 1, burst: 2 },
                 ..limits
             },
             0,

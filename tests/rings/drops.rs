@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ovs_vhost::model::{Driver, Virtqueue};
-use ovs_vhost::qos::Limits;
+use ovs_vhost::qos::{KiloPackets, Limits};
 
 use crate::{common::TestPort, eventually, frames, server, Guest, SPLIT};
 
@@ -97,8 +97,7 @@ fn reasons_add_up_for_what_a_guest_sends() {
     let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
     guest.run(&port, 0);
     port.set_policing(Limits {
-        kpkts_rate: 1,
-        kpkts_burst: 1,
+        kpkts: KiloPackets { rate: 1, burst: 1 },
         kbits_rate: 0,
         kbits_burst: 0,
     });

@@ -2,19 +2,19 @@
 //! come, so the bursts decide, whatever the machine's speed. A frame of 60 bytes counts as 46.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use ovs_vhost::datapath::TxSlot;
 use ovs_vhost::model::{Driver, Virtqueue};
 use ovs_vhost::port::Stats;
-use ovs_vhost::qos::{Limits, Refusal};
+use ovs_vhost::qos::{KiloPackets, Limits, Refusal};
 
 use crate::{common::TestPort, frames, server, Guest, SPLIT};
 
 const OFF: Limits = Limits {
     kbits_rate: 0,
     kbits_burst: 0,
-    kpkts_rate: 0,
-    kpkts_burst: 0,
+    kpkts: KiloPackets { rate: 0, burst: 0 },
 };
 /// 125 bytes, then 125 more each second: two frames pass, for the next 104 ms.
 const TWO_FRAMES: Limits = Limits {
@@ -85,8 +85,10 @@ fn a_limit_on_packets_does_not_ask_how_long_they_are() {
     let port = server("kpkts");
     let mut guest = guest(&port);
     let limits = Limits {
-        kpkts_rate: 1,
-        kpkts_burst: u32::MAX,
+        kpkts: KiloPackets {
+            rate: 1,
+            burst: u32::MAX,
+        },
         ..OFF
     };
     port.set_policing(limits);
@@ -112,6 +114,56 @@ fn of_what_a_guest_is_sent_the_burst_passes_in_order_and_the_rest_is_counted() {
     port.set_qos("", &[]).expect("taken");
     assert_eq!(guest.arrived(&port, &frames(0, 50)), frames(0, 50));
     assert_eq!(tx_drops(&port), [49, 49, 0]);
+}
+
+/// Settings of a limit on packets that a guest is sent.
+fn kpkts<'a>(rate: &'a str, burst: &'a str) -> [(&'static str, &'a str); 2] {
+    [
+        ("vhost-egress-kpkts-rate", rate),
+        ("vhost-egress-kpkts-burst", burst),
+    ]
+}
+
+#[test]
+fn a_guest_is_sent_no_more_packets_than_its_limit_and_the_rest_is_counted() {
+    let port = server("egress-kpkts");
+    let mut guest = guest(&port);
+    port.set_config(&kpkts("1", "1"));
+    assert_eq!(port.egress_packets(), Some((1000, 1000)));
+    let (start, sent) = (Instant::now(), frames(0, 30));
+    let arrived: usize = (0..200).map(|_| guest.arrived(&port, &sent).len()).sum();
+    // However long that took: a packet more for each millisecond.
+    let most = 1001 + start.elapsed().as_millis();
+    assert!(
+        arrived >= 1000 && arrived as u128 <= most,
+        "{arrived}, at most {most}"
+    );
+    let dropped = 6000 - arrived as u64;
+    assert_eq!(tx_drops(&port), [dropped, dropped, 0]);
+
+    port.set_config(&kpkts("0", "1"));
+    assert_eq!(guest.arrived(&port, &sent), sent);
+    assert_eq!(tx_drops(&port), [dropped, dropped, 0]);
+}
+
+#[test]
+fn a_limit_on_packets_and_qos_come_and_go_without_each_other() {
+    let port = server("both-limits");
+    let mut guest = guest(&port);
+    let policer = [("cir", "1"), ("cbs", "100")];
+    port.set_qos(POLICER, &policer).expect("taken");
+    port.set_config(&kpkts("1", "1"));
+    assert_eq!(guest.arrived(&port, &frames(0, 9)).len(), 2, "of the QoS");
+    port.set_config(&[]);
+    assert_eq!(
+        guest.arrived(&port, &frames(0, 9)).len(),
+        0,
+        "it has not begun anew"
+    );
+    port.set_config(&kpkts("1", "1"));
+    port.set_qos("", &[]).expect("taken");
+    assert_eq!((port.qos(), port.egress_packets()), (None, Some((1000, 1000))));
+    assert_eq!(guest.arrived(&port, &frames(0, 9)).len(), 9);
 }
 
 #[test]
@@ -234,7 +286,12 @@ fn the_same_settings_again_bring_no_new_tokens() {
 #[test]
 fn what_is_shown_of_a_port_names_its_limits() {
     let port = server("shown");
-    assert!(port.describe().get("qos").is_none() && port.describe().get("ingress-policing").is_none());
+    let told = |key| port.describe().get(key).is_some();
+    assert!(!["qos", "ingress-policing", "egress-policing"]
+        .into_iter()
+        .any(told));
+    port.set_config(&kpkts("3", "4"));
+    assert_eq!(port.describe()["egress-policing"]["packets"]["burst"], 4000);
     port.set_policing(TWO_FRAMES);
     port.set_qos(TRTCM, &bursts("2", "3")).expect("taken");
     port.set_qos_queue(5, &bursts("4", "5")).expect("taken");

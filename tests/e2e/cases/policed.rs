@@ -1,4 +1,4 @@
-//! testpmd floods two ports of which one has limits both ways. What passes is what the limits say, as the switch counts it in
+//! testpmd floods two ports of which one has limits both ways, on packets first and on bytes then. What passes is what the limits say, as the switch counts it in
 //! the time that the counting took; and every packet is received by somebody or counted as dropped for its reason.
 
 use std::time::{Duration, Instant};
@@ -19,23 +19,38 @@ const LENGTH: u64 = 1000;
 /// Those of them that are metered.
 const METERED: u64 = LENGTH - 4 - 14;
 
-/// A limit, in bytes; its burst is a quarter of what passes in a second. A poll thread that is kept from the processor for
-/// that long loses nothing of the rate.
+/// A limit; its burst is a quarter of what passes in a second. A poll thread that is kept from the processor for that long
+/// loses nothing of the rate.
 #[derive(Clone, Copy)]
 struct Limit {
     rate: u64,
+    /// What each packet counts.
+    packet: u64,
 }
 
 impl Limit {
+    const fn of_bytes(rate: u64) -> Self {
+        Limit {
+            rate,
+            packet: METERED,
+        }
+    }
+
+    const fn of_packets(rate: u64) -> Self {
+        Limit { rate, packet: 1 }
+    }
+
     const fn burst(self) -> u64 {
         self.rate / 4
     }
 }
 
-const INGRESS: Limit = Limit { rate: 1_000_000 };
-const EGRESS: Limit = Limit { rate: 2_000_000 };
+const INGRESS_PACKETS: Limit = Limit::of_packets(4000);
+const EGRESS_PACKETS: Limit = Limit::of_packets(8000);
+const INGRESS: Limit = Limit::of_bytes(1_000_000);
+const EGRESS: Limit = Limit::of_bytes(2_000_000);
 /// Of the queue that all packets are for; the port's own is [`EGRESS`].
-const QUEUE: Limit = Limit { rate: 500_000 };
+const QUEUE: Limit = Limit::of_bytes(500_000);
 
 /// Packets that had passed by a moment between two others.
 struct Sample {
@@ -60,7 +75,7 @@ fn flood(ctx: &Ctx, dpdk: bool) -> Result<()> {
     let world = World::with(&ctx.settings, &ctx.dir, options, true)?;
     let ports = world.testpmd_ports(Kind::Client)?;
     connect(&world)?;
-    set_limits(&world.ovs)?;
+    limit_packets(&world.ovs, [INGRESS_PACKETS, EGRESS_PACKETS].map(Some))?;
     ctx.step("start testpmd");
     let device = |port: &Port| Device {
         path: port.socket.clone(),
@@ -75,7 +90,21 @@ fn flood(ctx: &Ctx, dpdk: bool) -> Result<()> {
     testpmd.command(&format!("set txpkts {LENGTH}"), "testpmd>")?;
     testpmd.command("set fwd flowgen", "Set flowgen packet forwarding mode")?;
     testpmd.command("start", "packet forwarding")?;
+    ctx.step("packets per second");
+    let rates = watch(&world.ovs)?;
+    let from_guest = check("ingress policing", INGRESS_PACKETS, &rates, |sample| {
+        sample.ingress
+    })?;
+    let to_guest = check("the limit on packets", EGRESS_PACKETS, &rates, |sample| {
+        sample.egress
+    })?;
+    ctx.result(&format!(
+        "{from_guest} packets per second of {} from the guest, {to_guest} of {} to it",
+        INGRESS_PACKETS.rate, EGRESS_PACKETS.rate
+    ));
+    limit_packets(&world.ovs, [None; 2])?;
     ctx.step("egress-policer");
+    set_limits(&world.ovs)?;
     let rates = watch(&world.ovs)?;
     check("ingress policing", INGRESS, &rates, |sample| sample.ingress)?;
     let one_rate = check("egress-policer", EGRESS, &rates, |sample| sample.egress)?;
@@ -109,6 +138,17 @@ fn connect(world: &World) -> Result<()> {
     ] {
         world.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
     }
+    Ok(())
+}
+
+/// Limits the packets that vhost1's guest sends, and those that it is sent; both at once, and live.
+fn limit_packets(ovs: &Ovs, limits: [Option<Limit>; 2]) -> Result<()> {
+    let thousands = |limit: Option<Limit>| limit.map_or((0, 0), |l| (l.rate / 1000, l.burst() / 1000));
+    let [(in_rate, in_burst), (out_rate, out_burst)] = limits.map(thousands);
+    ovs.vsctl(&format!(
+        "set Interface vhost1 ingress_policing_kpkts_rate={in_rate} ingress_policing_kpkts_burst={in_burst} \
+         options:vhost-egress-kpkts-rate={out_rate} options:vhost-egress-kpkts-burst={out_burst}"
+    ))?;
     Ok(())
 }
 
@@ -166,8 +206,9 @@ fn shows(ovs: &Ovs, parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Two samples, [`SPAN`] apart.
+/// Two samples, [`SPAN`] apart, of a flood that has been there for long enough to have spent the bursts.
 fn watch(ovs: &Ovs) -> Result<[Sample; 2]> {
+    wait::holds("the flood", SPAN / 10, || Ok(true))?;
     let first = sample(ovs)?;
     wait::holds("the flood", SPAN, || Ok(true))?;
     Ok([first, sample(ovs)?])
@@ -188,20 +229,20 @@ fn counters(ovs: &Ovs, port: &str) -> Result<PortCounters> {
     ovs.counters(port)?.context("no counters")
 }
 
-/// Holds if what passed between two samples is what `limit` allows; returns bytes per second.
+/// Holds if what passed between two samples is what `limit` allows; returns how much of it a second.
 fn check(what: &str, limit: Limit, samples: &[Sample; 2], passed: fn(&Sample) -> u64) -> Result<u64> {
     let [first, last] = samples;
-    let bytes = (passed(last) - passed(first)) * METERED;
+    let found = (passed(last) - passed(first)) * limit.packet;
     let allowed = |span: Duration| u64::try_from(u128::from(limit.rate) * span.as_micros() / 1_000_000);
     // No more than in the longest time that this can have been, after a rest; and most of it in the shortest.
     let most = allowed(last.after - first.before)? + limit.burst();
     let least = allowed(last.before - first.after)? / 4 * 3;
     ensure!(
-        (least..=most).contains(&bytes),
-        "{what} let {bytes} bytes pass, not {least} to {most}"
+        (least..=most).contains(&found),
+        "{what} let {found} pass, not {least} to {most}"
     );
     let micros = u64::try_from((last.before - first.before).as_micros())?;
-    Ok(bytes * 1_000_000 / micros.max(1))
+    Ok(found * 1_000_000 / micros.max(1))
 }
 
 /// Holds if no packet is missing, once nothing moves. Returns how many the limits cost.
