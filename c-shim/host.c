@@ -290,6 +290,8 @@ plugin_init(const struct smap *other_config)
     if (error) {
         return error;
     }
+    packet_pools_init(other_config);
+
     unixctl_command_register("vhost-user/show", "[--json] [port]", 0, 2,
                              describe, &show);
     unixctl_command_register("vhost-user/events", "[--json] [port]", 0, 2,

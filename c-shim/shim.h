@@ -7,10 +7,11 @@
  *   - tap.c: commands of those who look at packets.
  *   - pairs.c: keys and their values, from and to Open vSwitch's maps.
  *   - packet_source.c: the memory that received packets are made of.
+ *   - packet_pool.c: the pools that it comes from where there is DPDK.
  *   - packet.c: packets, mbufs and batches.
  *   - offload.c: what is left to be done to a packet, in either side's terms.
  *
- * Nothing but the last three looks inside a packet.
+ * Nothing but the last four looks inside a packet.
  *
  * Rust sees none of this; its border is ovs_vhost.h. */
 
@@ -124,6 +125,7 @@ struct packet_source {
                                  * in it, in bytes. */
     uint32_t mbuf_room;         /* Bytes from there on. */
     int share;                  /* mbufs of 'pool' that this port counts on. */
+    int numa;                   /* Where it wants them. */
     uint32_t room;              /* Bytes that fit in a packet. */
     bool exhausted;             /* Held because there was no memory. */
 };
@@ -133,6 +135,20 @@ void packet_source_configure(struct packet_source *, const char *port_name,
 void packet_source_release(struct packet_source *);
 bool packet_source_is_stale(const struct packet_source *, bool carrier);
 int packet_source_dump(const struct packet_source *, FILE *);
+uint32_t packet_room(uint32_t mtu);
+
+/* packet_pool.c */
+
+/* mbufs that a port counts on for each receive queue: its stash, the bursts in
+ * its poll thread's hands, and one transmit ring of a physical port. */
+#define PACKET_POOL_SHARE (2048 + 4 * NETDEV_MAX_BURST)
+
+void packet_pools_init(const struct smap *other_config);
+uint32_t packet_pool_room(uint32_t mtu, int numa);
+struct packet_pool *packet_pool_get(const char *port_name, uint32_t room,
+                                    int numa, int share,
+                                    struct rte_mempool **, int *error);
+void packet_pool_put(struct packet_pool *, int share);
 void packet_pools_sweep(void);
 
 /* packet.c: receiving.  A receive queue keeps a burst's worth of packets

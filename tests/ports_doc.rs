@@ -73,7 +73,8 @@ fn the_table_of_options_has_every_option_and_no_other() {
     let table = documented("Options", 1, |row| row[0].contains("`options`"));
     assert_eq!(table, of_interfaces, "Interface options");
     let mut of_the_switch = all(&code, &["..row(", "value(settings.other_config, "]);
-    of_the_switch.append(&mut all(&texts("c-shim"), &["smap_get_bool(other_config, "]));
+    let from_maps = ["smap_get_bool(other_config, ", "smap_get(other_config, "];
+    of_the_switch.append(&mut all(&texts("c-shim"), &from_maps));
     let table = documented("Options", 1, |row| row[0].contains("`other_config`"));
     assert_eq!(table, of_the_switch, "other_config");
 }
