@@ -36,6 +36,9 @@ pub struct Options {
     pub tso: bool,
     /// More of `other_config`, for what is read only once ("key=value").
     pub other_config: Vec<&'static str>,
+    /// More arguments of vswitchd, and more of its environment.
+    pub arguments: Vec<&'static str>,
+    pub environment: Vec<(&'static str, PathBuf)>,
     /// Run vswitchd under valgrind, its report in the run directory.
     pub valgrind: bool,
     /// Take from vswitchd root's right to ignore file permissions, so that EACCES can happen to it.
@@ -216,7 +219,9 @@ impl Ovs {
             .arg(format!("unix:{}", self.dir.join("db.sock").display()))
             .arg(format!("--unixctl={}", self.control_socket().display()))
             .arg(format!("--log-file={}", self.log_path().display()))
-            .args(["-vconsole:off", "-vfile:info", "--no-chdir", "--disable-system"]);
+            .args(["-vconsole:off", "-vfile:info", "--no-chdir", "--disable-system"])
+            .args(&self.options.arguments)
+            .envs(self.options.environment.iter().cloned());
         if let Some(plugin) = &self.options.plugin {
             command.arg(format!("--netdev-plugin={}", plugin.display()));
         }

@@ -1,6 +1,7 @@
 //! The table of cases and the loop that runs them. A case is a function that returns an error when its claim does
 //! not hold; what it cannot run without stands in the table, so a skip always has a reason.
 
+mod as_stock;
 mod attack;
 mod bad_input;
 mod bench;
@@ -128,6 +129,22 @@ const CASES: &[Case] = &[
         &[Need::Guests],
         settings::protected_and_far_down,
     ),
+    plugin(
+        "settings/own-pools-and-locked-memory",
+        &[Need::Testpmd],
+        as_stock::own_pools_and_locked_memory,
+    ),
+    plugin(
+        "settings/shared-pools-and-steered-queues",
+        &[Need::Testpmd],
+        as_stock::shared_pools_and_steered_queues,
+    ),
+    plugin(
+        "settings/socket-directories",
+        &[Need::Guests],
+        settings::socket_directories,
+    ),
+    plugin("settings/another-path", &[], settings::another_path),
     plugin("vm/packed", &[Need::Guests], vm::packed),
     plugin(
         "vm/packed-vswitchd-killed",

@@ -1,13 +1,17 @@
 //! What operators set for one port: what it offers, who may connect to it, and where its socket is.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{symlink, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 
 use super::describe::json;
-use super::world::{ping_all, Guest, Kind, World, PATIENCE};
+use super::world::{self, ping_all, Guest, Kind, World, PATIENCE};
 use super::Ctx;
+use crate::frontend::Listener;
 use crate::netns::OBSERVER;
 use crate::wait;
 
@@ -111,4 +115,66 @@ pub fn protected_and_far_down(ctx: &Ctx) -> Result<()> {
     }
     ping_all(&vms[0], 2, 10)?;
     world.finish(&["refused a front-end of user 0"])
+}
+
+/// The database may name a directory for sockets that the administrator has listed, or one below it, and no other: what it
+/// names is below the run directory else, where in this case there is nothing of that name.
+pub fn socket_directories(ctx: &Ctx) -> Result<()> {
+    let place = |name: &str| ctx.dir.join(name);
+    let (listed, below, elsewhere) = (place("listed"), place("listed/below"), place("elsewhere"));
+    for directory in [&below, &elsewhere] {
+        fs::create_dir_all(directory)?;
+    }
+    let mut options = world::options(&ctx.settings, false);
+    options.environment = vec![("OVS_VHOST_SOCK_DIRS", listed)];
+    let mut world = World::with(&ctx.settings, &ctx.dir, options, false)?;
+    // It is read at start.
+    let start_with = |world: &mut World, directory: &Path| {
+        world.ovs.exit(PATIENCE)?;
+        let set = format!("other_config:vhost-sock-dir={}", directory.display());
+        world.ovs.vsctl(&format!("--no-wait set Open_vSwitch . {set}"))?;
+        world.ovs.start_vswitchd()
+    };
+
+    ctx.step("one that is not listed");
+    start_with(&mut world, &elsewhere)?;
+    let mut port = world.port(Kind::Server, "vhost1");
+    world
+        .ovs
+        .vsctl(&format!("add-port br0 vhost1 -- {}", port.vsctl_args()))?;
+    let error = world.ovs.interface("vhost1", "error")?;
+    ensure!(error.contains("could not open"), "the port's error is {error:?}");
+    let found = fs::read_dir(&elsewhere)?.count();
+    ensure!(found == 0, "{found} files where there may be none");
+
+    ctx.step("one that is");
+    start_with(&mut world, &below)?;
+    port.socket = below.join("vhost1");
+    let mut vm = world.start_guest(&port, Guest::new(1))?;
+    vm.wait_ready()?;
+    ping_all(&vm, OBSERVER, 10)?;
+    let status = world.ovs.status("vhost1")?;
+    let socket = status.get("socket").context("no socket in the status")?;
+    ensure!(
+        *socket == port.socket.display().to_string(),
+        "the socket is {socket}"
+    );
+    world.finish(&["vhost-user sock directory", "vhost1"])
+}
+
+/// Another path for a client port that is connected: it hangs up at the old one and connects at the new one.
+pub fn another_path(ctx: &Ctx) -> Result<()> {
+    let world = World::new(&ctx.settings, &ctx.dir, false)?;
+    let port = world.port(Kind::Client, "vhost1");
+    let moved = ctx.dir.join("moved.sock");
+    let (old, new) = (Listener::bind(&port.socket)?, Listener::bind(&moved)?);
+    world.add_port(Kind::Client, "vhost1")?;
+    let mut before = old.accept(PATIENCE)?;
+    before.get_features()?;
+    let set = format!("options:vhost-server-path={}", moved.display());
+    world.ovs.vsctl(&format!("set Interface vhost1 {set}"))?;
+    new.accept(PATIENCE)?.get_features()?;
+    let end = UnixStream::from(before).read(&mut [0])?;
+    ensure!(end == 0, "still connected to the old path");
+    world.finish(&[])
 }

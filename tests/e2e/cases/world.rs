@@ -358,6 +358,8 @@ pub fn options(settings: &Settings, dpdk: bool) -> ovs::Options {
         dpdk,
         tso: false,
         other_config: Vec::new(),
+        arguments: Vec::new(),
+        environment: Vec::new(),
         valgrind: false,
         obey_permissions: false,
         seccomp: settings.seccomp,

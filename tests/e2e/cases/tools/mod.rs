@@ -8,7 +8,7 @@ mod better;
 mod iface_types;
 mod questions;
 mod record;
-mod shape;
+pub mod shape;
 
 use std::collections::BTreeSet;
 use std::fmt;
