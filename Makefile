@@ -124,7 +124,7 @@ fmt: cargo ## Format the sources
 lint: build ## Every linter, warnings as errors
 	@.ci/deps.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	$(CARGO) clippy --all-targets --test e2e --test numbers --no-default-features -- -D warnings
 	OVS_TREE=$(OVS_TREE) $(CARGO) clippy --workspace --all-targets --features fault-injection,stock -- -D warnings
 	shellcheck .ci/run .ci/*.sh ovs-patches/build.sh tests/*.sh tests/e2e/libvirt-house.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-default-features --no-deps --document-private-items

@@ -203,7 +203,9 @@ fn migrates(world: &World, port: &Port, listener: &Listener) -> Result<()> {
 
 /// The filter ends who does what it does not allow, and nobody else.
 pub fn filter_bites(ctx: &Ctx) -> Result<()> {
-    const ACTS: [(&str, fn(), Option<i32>); 5] = [
+    // What is done, by whom, and what ends that.
+    type Act = (&'static str, fn(), Option<i32>);
+    const ACTS: [Act; 5] = [
         ("nothing", || (), None),
         ("a namespace", namespace, Some(libc::SIGSYS)),
         (

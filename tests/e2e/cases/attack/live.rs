@@ -254,7 +254,7 @@ fn changes_of<D: Virtqueue>() -> Vec<Change<D>> {
                 with_fd("SET_VRING_CALL", 0, rx.kick),
                 with_fd("SET_VRING_KICK", 0, rx.call),
                 Message::new("SET_VRING_CALL", numbers(&[0x101])),
-                with_fd("SET_VRING_CALL", 1, std::io::pipe().expect("a pipe").1.into()),
+                with_fd("SET_VRING_CALL", 1, rustix::pipe::pipe().expect("a pipe").1),
                 with_fd("SET_VRING_ERR", 1, tx.call),
             ]
         }),

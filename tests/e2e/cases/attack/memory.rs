@@ -179,7 +179,7 @@ fn file(path: &str) -> OwnedFd {
 }
 
 fn pipe() -> OwnedFd {
-    std::io::pipe().expect("a pipe").1.into()
+    rustix::pipe::pipe().expect("a pipe").1
 }
 
 fn file_size(fd: &OwnedFd) -> u64 {
