@@ -18,6 +18,7 @@
 
 mod announcement;
 mod cases;
+mod chart;
 mod control;
 mod demo;
 mod drop_in;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::chart::{Bar, Chart, Scale};
 use crate::sides::{Side, Spread};
 
 /// One thing that is measured on both sides.
@@ -38,6 +39,19 @@ impl Report {
             let _ = writeln!(text, "{:<60} {:<5} {stock:>20} {plugin:>20}", row.what, row.unit);
         }
         text
+    }
+
+    /// What the table says, to look at.
+    pub fn chart(&self, title: &'static str) -> Chart {
+        let bar = |row: &Row| Bar {
+            label: format!("{}, {}", row.what, row.unit),
+            sides: Side::BOTH.map(|side| row.spread(side)),
+        };
+        Chart {
+            title,
+            scale: Scale::EachRow,
+            bars: self.rows.iter().map(bar).collect(),
+        }
     }
 
     pub fn json(&self) -> String {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure, Context, Result};
 
+use crate::chart::Chart;
 use crate::settings::{Need, Settings};
 use crate::turn;
 
@@ -37,12 +38,14 @@ pub fn check_needs(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Writes all samples to `file`, from the repository's root, and says where.
-pub fn keep(settings: &Settings, file: &str, json: &str) -> Result<()> {
+/// Writes all samples to `file`, from the repository's root, and a chart of them beside it; says where.
+pub fn keep(settings: &Settings, file: &str, json: &str, chart: &Chart) -> Result<()> {
     let path = settings.root.join(file);
     std::fs::create_dir_all(path.parent().context("a file name")?)?;
-    std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
+    for (path, text) in [(path.with_extension("svg"), chart.svg()?), (path, json.into())] {
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}", path.display());
+    }
     Ok(())
 }
 
@@ -76,9 +79,9 @@ impl Side {
 
 /// Least, middle and greatest of some samples.
 pub struct Spread {
-    least: f64,
+    pub least: f64,
     pub median: f64,
-    greatest: f64,
+    pub greatest: f64,
 }
 
 impl Spread {

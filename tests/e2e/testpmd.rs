@@ -37,6 +37,39 @@ pub struct Rings {
     pub in_order: bool,
 }
 
+impl Rings {
+    pub const PLAIN: Rings = Rings {
+        mergeable: false,
+        packed: false,
+        in_order: false,
+    };
+    pub const MERGEABLE: Rings = Rings {
+        mergeable: true,
+        ..Rings::PLAIN
+    };
+    pub const PACKED: Rings = Rings {
+        packed: true,
+        ..Rings::PLAIN
+    };
+    pub const PACKED_MERGEABLE: Rings = Rings {
+        packed: true,
+        ..Rings::MERGEABLE
+    };
+}
+
+/// What fits into its rings.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Descriptors of each.
+    pub ring: u16,
+    pub mtu: u16,
+}
+
+/// virtio-user's own.
+pub const USUAL: Capacity = Capacity { ring: 256, mtu: 1500 };
+/// Bytes of a frame on a wire beside what the MTU counts: Ethernet's header and check sequence, a VLAN tag.
+const AROUND: u16 = 22;
+
 /// Counters of one testpmd port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -57,6 +90,11 @@ pub struct Testpmd {
 impl Testpmd {
     /// Starts it and waits for its prompt; devices that listen wait for their port to connect.
     pub fn start(devices: &[Device], dir: &Path) -> Result<Self> {
+        Self::start_with(devices, USUAL, dir)
+    }
+
+    /// The same, of another size.
+    pub fn start_with(devices: &[Device], capacity: Capacity, dir: &Path) -> Result<Self> {
         // Into a file it would print in blocks of 4 KiB; stdbuf (which execs it, so the pid stays) makes it lines.
         let mut command = tool("stdbuf");
         command
@@ -76,11 +114,14 @@ impl Testpmd {
                 devices
                     .iter()
                     .enumerate()
-                    .map(|(index, device)| device.argument(index)),
+                    .map(|(index, device)| device.argument(index, capacity.ring)),
             )
             .args(["--", "-i", "--forward-mode=io"]);
         let queues = devices.iter().map(|device| device.queues).max().unwrap_or(1);
         command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
+        if capacity.mtu > USUAL.mtu {
+            command.arg(format!("--max-pkt-len={}", capacity.mtu + AROUND));
+        }
         let (process, stdin) = Process::spawn_piped("dpdk-testpmd", command, &dir.join("testpmd.out"))?;
         let mut testpmd = Testpmd { process, stdin };
         testpmd.wait_printed(0, PROMPT)?;
@@ -120,7 +161,7 @@ impl Testpmd {
 }
 
 impl Device {
-    fn argument(&self, index: usize) -> String {
+    fn argument(&self, index: usize, ring: u16) -> String {
         let server = if self.listens { ",server=1" } else { "" };
         let Rings {
             mergeable,
@@ -132,7 +173,7 @@ impl Device {
         // With more than one queue pair the driver says on the control queue how many it uses.
         let control = if queues > 1 { ",cq=1" } else { "" };
         format!(
-            "--vdev=net_virtio_user{index},path={path}{server},queues={queues}{control},\
+            "--vdev=net_virtio_user{index},path={path}{server},queues={queues}{control},queue_size={ring},\
              mrg_rxbuf={mergeable},packed_vq={packed},in_order={in_order}"
         )
     }

@@ -10,7 +10,7 @@ pub fn pvp(ctx: &Ctx) -> Result<()> {
         pairs: 1,
         seconds: 1,
         attempts: 1,
-        bytes: Some(64),
+        load: Some("64".into()),
         json: None,
         filters: vec!["split-mergeable".into()],
     };

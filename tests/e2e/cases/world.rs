@@ -13,6 +13,7 @@ use crate::party::Party;
 use crate::ping::Ping;
 use crate::settings::Settings;
 use crate::tcp::End;
+use crate::testpmd::{Device, Rings, Testpmd};
 use crate::vm::{Iommu, Life, Socket, Spec, Vm};
 
 /// For anything that takes moments on an idle machine.
@@ -69,6 +70,18 @@ impl Port {
                 "{set}dpdkvhostuserclient options:vhost-server-path={}",
                 self.socket.display()
             ),
+        }
+    }
+}
+
+impl Port {
+    /// testpmd's end of it, with one queue pair.
+    pub fn device(&self, rings: Rings) -> Device {
+        Device {
+            path: self.socket.clone(),
+            listens: self.kind == Kind::Client,
+            queues: 1,
+            rings,
         }
     }
 }
@@ -207,6 +220,16 @@ impl World {
         (1..=count)
             .map(|number| self.add_port(kind, &format!("vhost{number}")))
             .collect()
+    }
+
+    /// Starts testpmd on the ports, and waits until each has its guest.
+    pub fn start_testpmd(&self, ports: &[Port], rings: Rings) -> Result<Testpmd> {
+        let devices: Vec<Device> = ports.iter().map(|port| port.device(rings)).collect();
+        let testpmd = Testpmd::start(&devices, &self.dir)?;
+        for port in ports {
+            self.ovs.wait_link(&port.name, true, PATIENCE)?;
+        }
+        Ok(testpmd)
     }
 
     /// Has the switch send what comes from a port to the one beside it, and nothing anywhere else: the first and the

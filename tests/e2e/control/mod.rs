@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 
-use crate::cases::world::{Kind, Port, World, PATIENCE};
+use crate::cases::world::{Kind, World};
 use crate::samples::Report;
 use crate::settings::Settings;
 use crate::sides::{self, check_needs, keep, Side};
-use crate::testpmd::{Device, Rings, Testpmd};
+use crate::testpmd::Rings;
 use crate::wait;
 use crowd::{add_ports, Crowd};
 
@@ -77,7 +77,12 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
     }
     print!("{}", report.table());
     if let Some(file) = &plan.json {
-        keep(settings, file, &report.json())?;
+        keep(
+            settings,
+            file,
+            &report.json(),
+            &report.chart("Ports by the hundred"),
+        )?;
     }
     Ok(())
 }
@@ -139,20 +144,7 @@ fn crowd(world: &mut World, side: Side, count: usize, report: &mut Report) -> Re
 fn visitors(world: &mut World, side: Side, report: &mut Report) -> Result<()> {
     let ports = world.testpmd_ports(Kind::Client)?;
     world.cross_connect(&ports)?;
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
-        queues: 1,
-        rings: Rings {
-            mergeable: true,
-            packed: false,
-            in_order: false,
-        },
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
-    for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-    }
+    let mut testpmd = world.start_testpmd(&ports, Rings::MERGEABLE)?;
     testpmd.command("start tx_first 2", "packet forwarding")?;
     std::thread::sleep(QUIET);
     let mut times = [Vec::new(), Vec::new()];

@@ -84,7 +84,12 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
     }
     print!("{}", report.table());
     match &plan.json {
-        Some(file) => keep(settings, file, &report.json()),
+        Some(file) => keep(
+            settings,
+            file,
+            &report.json(),
+            &report.chart("How long a frame is under way, and what is borne without loss"),
+        ),
         None => Ok(()),
     }
 }

@@ -7,6 +7,7 @@
 //! the host moved a core between two samples they are no pair: such are measured again, and told of.
 
 mod distance;
+mod load;
 mod report;
 mod sample;
 
@@ -16,38 +17,29 @@ use anyhow::{ensure, Context, Result};
 
 use crate::settings::Settings;
 use crate::sides::{self, check_needs, keep, Side};
-use crate::testpmd::Rings;
+use crate::testpmd::{Capacity, Rings, USUAL};
 use crate::wait;
 pub use distance::{stay_beside_the_poll_thread, Aside};
+use load::Load;
 use report::Report;
 use sample::{Pair, Sample, Shape};
 
-const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--bytes N] [--json FILE] [RINGS...]";
-
-const PLAIN: Rings = Rings {
-    mergeable: false,
-    packed: false,
-    in_order: false,
-};
+const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--load LOAD] [--json FILE] [RINGS...]";
 
 const TWO_PORTS: Shape = Shape {
     name: "split",
-    rings: PLAIN,
+    rings: Rings::PLAIN,
     ports: 2,
     queues: 1,
-    sizes: &[64, 256, 512, 1518],
+    capacity: USUAL,
+    loads: &[load::B64, load::B256, load::B512, load::B1518, load::IMIX],
 };
 
-const MERGEABLE: Rings = Rings {
-    mergeable: true,
-    ..PLAIN
-};
-
-/// What is measured, by name, with the sizes of the packets.
-const SHAPES: [Shape; 6] = [
+/// What is measured, by name, with what is sent.
+const SHAPES: [Shape; 8] = [
     Shape {
         name: "split-mergeable",
-        rings: MERGEABLE,
+        rings: Rings::MERGEABLE,
         ..TWO_PORTS
     },
     TWO_PORTS,
@@ -55,31 +47,42 @@ const SHAPES: [Shape; 6] = [
         name: "in-order",
         rings: Rings {
             in_order: true,
-            ..PLAIN
+            ..Rings::PLAIN
         },
-        sizes: &[64, 512],
+        loads: &[load::B64, load::B512],
         ..TWO_PORTS
     },
     Shape {
         name: "packed",
-        rings: Rings {
-            packed: true,
-            ..MERGEABLE
-        },
+        rings: Rings::PACKED_MERGEABLE,
         ..TWO_PORTS
     },
     Shape {
         name: "two-queue-pairs",
-        rings: MERGEABLE,
+        rings: Rings::MERGEABLE,
         queues: 2,
-        sizes: &[64],
+        loads: &[load::B64],
         ..TWO_PORTS
     },
     Shape {
         name: "eight-ports",
-        rings: MERGEABLE,
+        rings: Rings::MERGEABLE,
         ports: 8,
-        sizes: &[64],
+        loads: &[load::B64],
+        ..TWO_PORTS
+    },
+    Shape {
+        name: "thousand-flows",
+        rings: Rings::MERGEABLE,
+        capacity: Capacity { ring: 1024, ..USUAL },
+        loads: &[load::FLOWS],
+        ..TWO_PORTS
+    },
+    Shape {
+        name: "jumbo",
+        rings: Rings::MERGEABLE,
+        capacity: Capacity { mtu: 9000, ..USUAL },
+        loads: &[load::B9000],
         ..TWO_PORTS
     },
 ];
@@ -90,8 +93,8 @@ pub struct Plan {
     pub seconds: u64,
     /// How often a pair is measured at most, where the host spoils it, before there is one less.
     pub attempts: u32,
-    /// Packets of this size only.
-    pub bytes: Option<u32>,
+    /// Packets of the load of this name only.
+    pub load: Option<String>,
     pub json: Option<String>,
     /// Names of shapes; none: all.
     pub filters: Vec<String>,
@@ -103,7 +106,7 @@ impl Plan {
             pairs: 5,
             seconds: 3,
             attempts: 4,
-            bytes: None,
+            load: None,
             json: None,
             filters: Vec::new(),
         };
@@ -112,7 +115,7 @@ impl Plan {
             match argument.as_str() {
                 "--pairs" => plan.pairs = arguments.next()?.parse().ok()?,
                 "--seconds" => plan.seconds = arguments.next()?.parse().ok()?,
-                "--bytes" => plan.bytes = Some(arguments.next()?.parse().ok()?),
+                "--load" => plan.load = Some(arguments.next()?.clone()),
                 "--json" => plan.json = Some(arguments.next()?.clone()),
                 option if option.starts_with('-') => return None,
                 filter => plan.filters.push(filter.into()),
@@ -121,10 +124,10 @@ impl Plan {
         (plan.pairs > 0 && plan.seconds > 0).then_some(plan)
     }
 
-    /// Which sizes of the shape's.
-    fn sizes(&self, shape: &Shape) -> Vec<u32> {
-        let wanted = |size: &u32| self.bytes.is_none_or(|bytes| bytes == *size);
-        shape.sizes.iter().copied().filter(wanted).collect()
+    /// Which of the shape's loads.
+    fn loads(&self, shape: &Shape) -> Vec<Load> {
+        let wanted = |load: &Load| self.load.as_ref().is_none_or(|name| name == load.name);
+        shape.loads.iter().copied().filter(wanted).collect()
     }
 
     fn wants(&self, shape: &Shape) -> bool {
@@ -155,38 +158,39 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
         print!("{}", report.table(shape.name));
     }
     if let Some(file) = &plan.json {
-        keep(settings, file, &report.json(plan.seconds))?;
+        keep(settings, file, &report.json(plan.seconds), &report.chart())?;
     }
     Ok(())
 }
 
-/// Adds one pair for each size to the report, of samples taken at one distance of the cores if the host grants it.
+/// Adds one pair for each load to the report, of samples taken at one distance of the cores if the host grants it.
 fn measure_pair(settings: &Settings, plan: &Plan, shape: &Shape, report: &mut Report) -> Result<()> {
-    let mut sizes = plan.sizes(shape);
+    let mut loads = plan.loads(shape);
     for attempt in 1..=plan.attempts {
         let side = |side: Side| {
             ensure!(!wait::interrupted(), "interrupted");
-            measure(settings, shape, &sizes, side, plan.seconds)
+            measure(settings, shape, &loads, side, plan.seconds)
                 .with_context(|| format!("{} with {} ports", shape.name, side.name()))
         };
         let (stock, plugin) = (side(Side::Stock)?, side(Side::Plugin)?);
         let mut left = Vec::new();
-        for ((size, stock), plugin) in sizes.iter().zip(stock).zip(plugin) {
+        for ((load, stock), plugin) in loads.iter().zip(stock).zip(plugin) {
             let pair = Pair { stock, plugin };
             if pair.is_even() {
-                report.add(shape.name, *size, pair);
+                report.add(shape.name, load.name, pair);
             } else {
                 eprintln!(
-                    "{}, {size} bytes: the host moved a core ({}), attempt {attempt} of {}",
+                    "{}, {}: the host moved a core ({}), attempt {attempt} of {}",
                     shape.name,
+                    load.name,
                     pair.told_distances(),
                     plan.attempts,
                 );
-                left.push(*size);
+                left.push(*load);
             }
         }
-        sizes = left;
-        if sizes.is_empty() {
+        loads = left;
+        if loads.is_empty() {
             break;
         }
     }
@@ -196,10 +200,10 @@ fn measure_pair(settings: &Settings, plan: &Plan, shape: &Shape, report: &mut Re
 fn measure(
     settings: &Settings,
     shape: &Shape,
-    sizes: &[u32],
+    loads: &[Load],
     side: Side,
     seconds: u64,
 ) -> Result<Vec<Sample>> {
     let dir = tempfile::Builder::new().prefix("ovs-pvp-").tempdir()?;
-    sample::run(&side.settings(settings), dir.path(), shape, sizes, seconds)
+    sample::run(&side.settings(settings), dir.path(), shape, loads, seconds)
 }

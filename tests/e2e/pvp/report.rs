@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use super::sample::{Pair, Sample};
+use crate::chart::{Bar, Chart, Scale};
 use crate::sides::{Side, Spread};
 
-/// All pairs of one kind of rings and one size.
+/// All pairs of one kind of rings and one load.
 struct Row {
     rings: &'static str,
-    size: u32,
+    load: &'static str,
     pairs: Vec<Pair>,
 }
 
@@ -27,13 +28,13 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn add(&mut self, rings: &'static str, size: u32, pair: Pair) {
-        let is_it = |row: &&mut Row| row.rings == rings && row.size == size;
+    pub fn add(&mut self, rings: &'static str, load: &'static str, pair: Pair) {
+        let is_it = |row: &&mut Row| row.rings == rings && row.load == load;
         match self.rows.iter_mut().find(is_it) {
             Some(row) => row.pairs.push(pair),
             None => self.rows.push(Row {
                 rings,
-                size,
+                load,
                 pairs: vec![pair],
             }),
         }
@@ -42,8 +43,8 @@ impl Report {
     /// The rows of one kind of rings, with a head.
     pub fn table(&self, rings: &str) -> String {
         let mut text = format!(
-            "\n{rings:<16} {:>5}  {:>5}  {:>21}  {:>21}  {:>5}  {:>11}  {:>16}\n",
-            "bytes",
+            "\n{rings:<16} {:>9}  {:>5}  {:>21}  {:>21}  {:>5}  {:>11}  {:>16}\n",
+            "load",
             "pairs",
             "stock cycles/packet",
             "plugin cycles/packet",
@@ -56,9 +57,9 @@ impl Report {
             let (stock, plugin) = (of(Side::Stock, CYCLES), of(Side::Plugin, CYCLES));
             let _ = writeln!(
                 text,
-                "{:<16} {:>5}  {:>5}  {stock:>21}  {plugin:>21}  {:>5.2}  {:>5.2} {:>5.2}  {:>16}",
+                "{:<16} {:>9}  {:>5}  {stock:>21}  {plugin:>21}  {:>5.2}  {:>5.2} {:>5.2}  {:>16}",
                 "",
-                row.size,
+                row.load,
                 row.pairs.len(),
                 row.ratio(),
                 of(Side::Stock, MPPS).median,
@@ -67,6 +68,19 @@ impl Report {
             );
         }
         text
+    }
+
+    /// What the table says, to look at.
+    pub fn chart(&self) -> Chart {
+        let bar = |row: &Row| Bar {
+            label: format!("{}, {}: {:.2}", row.rings, row.load, row.ratio()),
+            sides: Side::BOTH.map(|side| row.spread(side, CYCLES)),
+        };
+        Chart {
+            title: "What a packet costs the poll thread, cycles; and the ratio",
+            scale: Scale::One,
+            bars: self.rows.iter().map(bar).collect(),
+        }
     }
 
     /// All samples and what the table says of them.
@@ -110,9 +124,9 @@ impl Row {
             values.join(", ")
         };
         let mut text = format!(
-            "{{\"rings\": \"{}\", \"bytes\": {}, \"ratio\": {:.3}",
+            "{{\"rings\": \"{}\", \"load\": \"{}\", \"ratio\": {:.3}",
             self.rings,
-            self.size,
+            self.load,
             self.ratio()
         );
         for (name, side) in [("stock", Side::Stock), ("plugin", Side::Plugin)] {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::distance;
+use super::load::Load;
 use crate::cases::world::{Kind, Port, World, PATIENCE};
 use crate::settings::Settings;
-use crate::testpmd::{Device, Rings, Testpmd};
+use crate::testpmd::{Capacity, Device, Rings, Testpmd};
 use crate::wait;
 
-/// Rings to measure, and the packets to send through them.
+/// Rings to measure, and what to send through them.
 pub struct Shape {
     pub name: &'static str,
     pub rings: Rings,
@@ -19,14 +20,16 @@ pub struct Shape {
     pub ports: usize,
     /// Queue pairs of each.
     pub queues: u16,
-    /// Bytes, with the checksum that Ethernet has on a wire, as sizes are always given; it is not sent here.
-    pub sizes: &'static [u32],
+    pub capacity: Capacity,
+    /// What is sent.
+    pub loads: &'static [Load],
 }
 
-/// Bytes of the Ethernet frame check sequence.
-const FCS: u32 = 4;
 /// How long packets go round before anything is measured: caches, pools and the flow cache are warm then.
 const WARM_UP: Duration = Duration::from_millis(1500);
+
+/// Matches nothing that is sent, but has the switch look at more of a packet than at its port: else all are one flow to it.
+const TELLS_FLOWS_APART: &str = "priority=40000,udp,nw_dst=10.0.0.1,tp_src=1,actions=drop";
 
 /// What the poll thread said.
 #[derive(Clone, Copy)]
@@ -64,45 +67,49 @@ impl Pair {
     }
 }
 
-/// Measures each of `sizes` for `seconds`.
+/// Measures each of `loads` for `seconds`.
 pub fn run(
     settings: &Settings,
     dir: &Path,
     shape: &Shape,
-    sizes: &[u32],
+    loads: &[Load],
     seconds: u64,
 ) -> Result<Vec<Sample>> {
     let world = World::new(settings, dir, true)?;
     let ports = world.many_testpmd_ports(Kind::Client, shape.ports)?;
-    world.cross_connect(&ports)?;
+    for port in &ports {
+        world.ovs.vsctl(&format!(
+            "set Interface {} mtu_request={}",
+            port.name, shape.capacity.mtu
+        ))?;
+    }
     let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
         queues: shape.queues,
-        rings: shape.rings,
+        ..port.device(shape.rings)
     };
     let devices: Vec<Device> = ports.iter().map(device).collect();
-    let mut testpmd = Testpmd::start(&devices, dir)?;
+    let mut testpmd = Testpmd::start_with(&devices, shape.capacity, dir)?;
     for port in &ports {
         world.ovs.wait_link(&port.name, true, PATIENCE)?;
         world.check_rings(port, shape.rings.packed, shape.rings.in_order)?;
     }
-    sizes
+    loads
         .iter()
-        .map(|size| {
-            let sample = measure(&world, &mut testpmd, size - FCS, seconds);
-            sample.with_context(|| format!("{size} bytes"))
+        .map(|load| {
+            world.cross_connect(&ports)?;
+            if load.flows {
+                world.ovs.ofctl(&format!("add-flow br0 {TELLS_FLOWS_APART}"))?;
+            }
+            let sample = measure(&world, &mut testpmd, load, seconds);
+            sample.with_context(|| load.name)
         })
         .collect()
 }
 
-/// Sends packets of `frame` bytes round for `seconds`, then lets them leave the rings.
-fn measure(world: &World, testpmd: &mut Testpmd, frame: u32, seconds: u64) -> Result<Sample> {
-    testpmd.command(&format!("set txpkts {frame}"), "testpmd> ")?;
-    testpmd.command("set fwd io", "Set io packet forwarding mode")?;
+/// Sends a load round for `seconds`, then lets its packets leave the rings.
+fn measure(world: &World, testpmd: &mut Testpmd, load: &Load, seconds: u64) -> Result<Sample> {
     let before = distance::measure();
-    // Four bursts each way: the poll thread always finds some, and no ring ever overflows.
-    testpmd.command("start tx_first 4", "packet forwarding")?;
+    load.start(testpmd)?;
     std::thread::sleep(WARM_UP);
     world.ovs.appctl("dpif-netdev/pmd-stats-clear")?;
     let start = Instant::now();
