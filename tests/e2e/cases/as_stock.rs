@@ -126,13 +126,8 @@ fn live(ctx: &Ctx, side: Side, life: &Life) -> Result<BTreeSet<String>> {
     world.cross_connect(&ports)?;
     ctx.step(&format!("{}: packets", side.name()));
     let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: port.kind == Kind::Client,
         queues: QUEUES,
-        rings: Rings {
-            mergeable: true,
-            ..Rings::default()
-        },
+        ..port.device(Rings::MERGEABLE)
     };
     let devices: Vec<Device> = ports.iter().map(device).collect();
     let mut testpmd = Testpmd::start(&devices, &world.dir)?;

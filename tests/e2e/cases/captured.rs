@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::describe::json;
 use super::offload;
-use super::world::{self, ping_all, Guest, Kind, Port, World, PATIENCE};
+use super::world::{self, ping_all, Guest, Kind, World, PATIENCE};
 use super::{dpdk, Ctx};
 use crate::ovs::Options;
-use crate::testpmd::{Device, Rings, Testpmd};
+use crate::testpmd::Rings;
 use crate::tshark::{self, Frame, INBOUND, OUTBOUND};
 use crate::{tcp, wait};
 
@@ -33,16 +33,7 @@ pub fn flood(ctx: &Ctx) -> Result<()> {
         &format!("{} seconds=600 snaplen=64 sample={SAMPLE}", all.display()),
     )?;
     ctx.step("start testpmd");
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
-        queues: 1,
-        rings: Rings::default(),
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
-    for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-    }
+    let mut testpmd = world.start_testpmd(&ports, Rings::PLAIN)?;
     testpmd.command("start tx_first 2", "packet forwarding")?;
     ctx.step("a capture that ends by itself");
     let few = world.dir.join("few.pcapng");

@@ -7,65 +7,48 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::world::{Kind, Port, World, PATIENCE};
 use super::Ctx;
-use crate::testpmd::{self, Counters, Device, Rings, Testpmd};
+use crate::testpmd::{self, Counters, Rings, Testpmd};
 use crate::wait;
 
-pub(super) const PLAIN: Rings = Rings {
-    mergeable: false,
-    packed: false,
-    in_order: false,
-};
-const MERGEABLE: Rings = Rings {
-    mergeable: true,
-    ..PLAIN
-};
-const PACKED: Rings = Rings {
-    packed: true,
-    ..PLAIN
-};
-const PACKED_MERGEABLE: Rings = Rings {
-    packed: true,
-    ..MERGEABLE
-};
 const IN_ORDER: Rings = Rings {
     in_order: true,
-    ..MERGEABLE
+    ..Rings::MERGEABLE
 };
 const PACKED_IN_ORDER: Rings = Rings {
     in_order: true,
-    ..PACKED_MERGEABLE
+    ..Rings::PACKED_MERGEABLE
 };
 
 pub fn client_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, MERGEABLE)
+    packet_loop(ctx, Kind::Client, Rings::MERGEABLE)
 }
 
 pub fn client_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, PLAIN)
+    packet_loop(ctx, Kind::Client, Rings::PLAIN)
 }
 
 pub fn server_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, MERGEABLE)
+    packet_loop(ctx, Kind::Server, Rings::MERGEABLE)
 }
 
 pub fn server_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, PLAIN)
+    packet_loop(ctx, Kind::Server, Rings::PLAIN)
 }
 
 pub fn client_packed_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, PACKED_MERGEABLE)
+    packet_loop(ctx, Kind::Client, Rings::PACKED_MERGEABLE)
 }
 
 pub fn client_packed_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Client, PACKED)
+    packet_loop(ctx, Kind::Client, Rings::PACKED)
 }
 
 pub fn server_packed_mergeable(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, PACKED_MERGEABLE)
+    packet_loop(ctx, Kind::Server, Rings::PACKED_MERGEABLE)
 }
 
 pub fn server_packed_plain(ctx: &Ctx) -> Result<()> {
-    packet_loop(ctx, Kind::Server, PACKED)
+    packet_loop(ctx, Kind::Server, Rings::PACKED)
 }
 
 pub fn client_in_order(ctx: &Ctx) -> Result<()> {
@@ -82,15 +65,8 @@ fn packet_loop(ctx: &Ctx, kind: Kind, rings: Rings) -> Result<()> {
     let ports = world.testpmd_ports(kind)?;
     world.cross_connect(&ports)?;
     ctx.step("start testpmd");
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: kind == Kind::Client,
-        queues: 1,
-        rings,
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
+    let mut testpmd = world.start_testpmd(&ports, rings)?;
     for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
         world.check_rings(port, rings.packed, rings.in_order)?;
     }
     ctx.step("loop");

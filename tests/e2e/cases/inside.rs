@@ -7,10 +7,10 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
 use super::describe::json;
-use super::dpdk::{compare, stop, PLAIN};
-use super::world::{Kind, Port, World, PATIENCE};
+use super::dpdk::{compare, stop};
+use super::world::{Kind, World, PATIENCE};
 use super::Ctx;
-use crate::testpmd::{Device, Testpmd};
+use crate::testpmd::Rings;
 use crate::wait;
 
 /// How long the commands are asked.
@@ -20,16 +20,7 @@ pub fn under_load(ctx: &Ctx) -> Result<()> {
     let world = World::new(&ctx.settings, &ctx.dir, true)?;
     let ports = world.testpmd_ports(Kind::Client)?;
     world.cross_connect(&ports)?;
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
-        queues: 1,
-        rings: PLAIN,
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
-    for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-    }
+    let mut testpmd = world.start_testpmd(&ports, Rings::PLAIN)?;
     let names = ports.each_ref().map(|port| port.name.as_str());
 
     ctx.step("asked while packets go round");

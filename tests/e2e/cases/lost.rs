@@ -11,17 +11,12 @@ use super::world::{wait_reachable, Guest, Kind, Port, World, PATIENCE, PING_INTE
 use super::Ctx;
 use crate::netns::OBSERVER;
 use crate::ping::Ping;
-use crate::testpmd::{Device, Rings, Testpmd};
+use crate::testpmd::{Rings, Testpmd};
 use crate::wait;
 
 /// The reason that the port gives.
 const CUT_SHORT: &str = "was cut short";
 const ROUNDS: usize = 3;
-const RINGS: Rings = Rings {
-    mergeable: true,
-    packed: false,
-    in_order: false,
-};
 
 /// Huge pages under a running packet loop, on two ports of either kind in turn; a guest beside them does not notice.
 pub fn under_traffic(ctx: &Ctx) -> Result<()> {
@@ -65,16 +60,7 @@ pub fn under_traffic(ctx: &Ctx) -> Result<()> {
 
 /// testpmd on both ports, with packets going round.
 fn start_loop(world: &World, ports: &[Port; 2]) -> Result<Testpmd> {
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
-        queues: 1,
-        rings: RINGS,
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
-    for port in ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-    }
+    let mut testpmd = world.start_testpmd(ports, Rings::MERGEABLE)?;
     let received = |name: &str| Ok::<_, anyhow::Error>(world.ovs.counters(name)?.map_or(0, |c| c.rx_packets));
     let before = received(&ports[0].name)?;
     testpmd.command("start tx_first 2", "packet forwarding")?;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::dpdk;
-use super::world::{self, Kind, Port, World, PATIENCE};
+use super::world::{self, Kind, World, PATIENCE};
 use super::Ctx;
 use crate::ovs::{Ovs, PortCounters};
-use crate::testpmd::{Counters, Device, Rings, Testpmd};
+use crate::testpmd::{Counters, Rings, Testpmd};
 use crate::wait;
 
 /// How long the counters are watched, with each kind of QoS.
@@ -77,16 +77,7 @@ fn flood(ctx: &Ctx, dpdk: bool) -> Result<()> {
     connect(&world)?;
     limit_packets(&world.ovs, [INGRESS_PACKETS, EGRESS_PACKETS].map(Some))?;
     ctx.step("start testpmd");
-    let device = |port: &Port| Device {
-        path: port.socket.clone(),
-        listens: true,
-        queues: 1,
-        rings: Rings::default(),
-    };
-    let mut testpmd = Testpmd::start(&ports.each_ref().map(device), &world.dir)?;
-    for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-    }
+    let mut testpmd = world.start_testpmd(&ports, Rings::PLAIN)?;
     testpmd.command(&format!("set txpkts {LENGTH}"), "testpmd>")?;
     testpmd.command("set fwd flowgen", "Set flowgen packet forwarding mode")?;
     testpmd.command("start", "packet forwarding")?;

@@ -21,18 +21,7 @@ const MOVED: u64 = 5_000;
 const TOO_MANY: usize = 600;
 
 /// testpmd's devices: one with split rings, one with packed ones. The switch connects them, so each packet sees both.
-const RINGS: [Rings; 2] = [
-    Rings {
-        mergeable: true,
-        packed: false,
-        in_order: false,
-    },
-    Rings {
-        mergeable: true,
-        packed: true,
-        in_order: false,
-    },
-];
+const RINGS: [Rings; 2] = [Rings::MERGEABLE, Rings::PACKED_MERGEABLE];
 
 pub fn kill_storm(ctx: &Ctx) -> Result<()> {
     // Without DPDK vswitchd starts in no time; testpmd needs the hugepages.
@@ -47,12 +36,7 @@ pub fn kill_storm(ctx: &Ctx) -> Result<()> {
     let devices: Vec<Device> = ports
         .iter()
         .zip(RINGS)
-        .map(|(port, rings)| Device {
-            path: port.socket.clone(),
-            listens: true,
-            queues: 1,
-            rings,
-        })
+        .map(|(port, rings)| port.device(rings))
         .collect();
     let mut testpmd = Testpmd::start(&devices, &world.dir)?;
     for (port, rings) in ports.iter().zip(RINGS) {

@@ -169,16 +169,10 @@ impl<'a> Witness<'a> {
     }
 
     fn devices(&self) -> Vec<Device> {
-        let device = |port: &Port| Device {
-            path: port.socket.clone(),
-            listens: port.kind == Kind::Client,
-            queues: 1,
-            rings: Rings {
-                mergeable: true,
-                ..Rings::default()
-            },
-        };
-        self.ports.iter().map(device).collect()
+        self.ports
+            .iter()
+            .map(|port| port.device(Rings::MERGEABLE))
+            .collect()
     }
 
     /// A command with this switch's words in it.
