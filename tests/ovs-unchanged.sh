@@ -60,10 +60,12 @@ trap 'exit 1' TERM INT HUP
 # shard SIDE NUMBER TEST...: becomes a run of these tests, by a copy of the suite: its directory is named after it.
 shard() {
     local side=$1 copy=$tree/tests/unchanged-$1-$2 out=$work/$1-$2.out
+    # Before it goes where it is told to, a suite tries out links under names made of its process id, which is 1 for all.
+    mkdir -p "$work/$1-$2" && cd "$work/$1-$2"
     shift 2
     cp "$tree/tests/$script" "$copy"
     export OVS_UNCHANGED_SIDE=$side OVS_UNCHANGED_COPY=$copy
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" "$suite" "$@" >"$out" 2>&1
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc "$top/tests/ovs-unchanged.sh" "$suite" "$@" >"$out" 2>&1
 }
 
 # outcomes SIDE: "NUMBER TITLE: ok|skipped|FAILED" of each test that ran, in order.
