@@ -22,8 +22,8 @@ pub(super) struct Entrance {
 /// What came of a knock.
 pub(super) enum Knock {
     FrontEnd(UnixStream),
-    /// Hung up on.
-    Stranger(Stranger),
+    /// To be hung up on once that is counted: whoever sees it happen can look it up.
+    Stranger(Stranger, UnixStream),
     Nobody,
 }
 
@@ -52,7 +52,7 @@ impl Entrance {
         });
         Ok(match accepted? {
             Some(stream) => match Stranger::among(allowed, &stream) {
-                Some(stranger) => Knock::Stranger(stranger),
+                Some(stranger) => Knock::Stranger(stranger, stream),
                 None => Knock::FrontEnd(stream),
             },
             None => Knock::Nobody,

@@ -255,7 +255,7 @@ impl Peer {
         let allowed = self.port.options.lock().allowed_users.clone();
         match entrance.answer(allowed.as_deref(), reactor, now) {
             Ok(Knock::FrontEnd(stream)) => self.let_in(stream, reactor, now),
-            Ok(Knock::Stranger(stranger)) => {
+            Ok(Knock::Stranger(stranger, _stream)) => {
                 self.port.refused.fetch_add(1, Ordering::Relaxed);
                 vhost_config!(
                     self,
