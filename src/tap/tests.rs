@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::capture::Capture;
+use super::writer::Writer;
 use super::{pcapng, Seen, Stand, Tap};
 use crate::datapath::{Direction, FaultReason, Offload, RingFault};
 
@@ -188,6 +189,27 @@ fn a_poll_thread_waits_for_nobody() {
     drop(held);
     let told = capture.tell();
     assert_eq!((&told["passed"], &told["lost"]), (&8.into(), &5.into()));
+}
+
+#[test]
+fn what_a_poll_thread_is_at_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (capture, file) = Capture::new("p", 2, dir.path(), &["file"]).unwrap();
+    let capture = Arc::new(capture);
+    (0..2).for_each(|vring| capture.take(&seen(vring, 1), frames(1)));
+    let mut writer = Writer::new(Arc::clone(&capture), file, 2);
+    let begun = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let held = capture.buffers.try_at(0).unwrap();
+        scope.spawn(|| {
+            begun.wait();
+            writer.exchange();
+        });
+        begun.wait();
+        std::thread::sleep(Duration::from_micros(200));
+        drop(held);
+    });
+    assert!(capture.buffers.iter().all(|part| part.lock().is_empty()));
 }
 
 #[test]

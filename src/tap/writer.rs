@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
@@ -15,6 +16,8 @@ use super::pcapng::{self, STATISTICS_LEN};
 
 /// How long frames wait at most for somebody to look.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long poll threads are waited for.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 pub(super) struct Writer {
     capture: Arc<Capture>,
@@ -76,10 +79,19 @@ impl Writer {
         }
     }
 
-    /// Takes what poll threads filled; a part that one of them is at waits for the next time.
-    fn exchange(&mut self) {
+    /// Takes what poll threads filled. A part that one of them is at is free again in a moment, and is asked for until then: a
+    /// file with few packets would else have those of one direction only. If its thread has lost its core, it waits for the
+    /// next time.
+    pub(super) fn exchange(&mut self) {
+        let until = Instant::now() + PATIENCE;
         for (part, spare) in self.capture.buffers.iter().zip(&mut self.spares) {
-            if let Some(mut filled) = part.try_lock() {
+            let mut filled = part.try_lock();
+            while filled.is_none() && Instant::now() < until {
+                // To sleep on the lock would have the poll thread wake us.
+                thread::yield_now();
+                filled = part.try_lock();
+            }
+            if let Some(mut filled) = filled {
                 std::mem::swap(&mut *filled, spare);
             }
         }
