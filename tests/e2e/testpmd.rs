@@ -121,6 +121,8 @@ impl Testpmd {
         command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
         if capacity.mtu > USUAL.mtu {
             command.arg(format!("--max-pkt-len={}", capacity.mtu + AROUND));
+            // Frames of several buffers, both ways (RTE_ETH_TX_OFFLOAD_MULTI_SEGS).
+            command.args(["--enable-scatter", "--tx-offloads=0x8000"]);
         }
         let (process, stdin) = Process::spawn_piped("dpdk-testpmd", command, &dir.join("testpmd.out"))?;
         let mut testpmd = Testpmd { process, stdin };
