@@ -109,15 +109,9 @@ fn see_split(
     });
     // What the guest made available and has not got back.
     tree["in-flight"] = json!(sight.avail_idx.wrapping_sub(sight.used_idx));
-    let row = |seen: &Seen| {
-        json!({
-            "avail": seen.avail,
-            "index": seen.index,
-            "address": format!("{:#x}", seen.desc.addr),
-            "length": seen.desc.len,
-            "flags": flags(&seen.desc),
-            "next": seen.desc.next,
-        })
+    let row = |seen: &Seen| -> Value {
+        let avail = ("avail", json!(seen.avail));
+        std::iter::once(avail).chain(fields(seen, "next")).collect()
     };
     tree["descriptors"] = sight.descs.iter().map(row).collect();
     Ok(())
@@ -136,17 +130,20 @@ fn see_packed(
     tree["driver-event"] = event(sight.driver_event);
     tree["device-event"] = event(sight.device_event);
     tree["in-flight"] = json!(sight.available);
-    let row = |seen: &Seen| {
-        json!({
-            "index": seen.index,
-            "address": format!("{:#x}", seen.desc.addr),
-            "length": seen.desc.len,
-            "flags": flags(&seen.desc),
-            "id": seen.desc.next,
-        })
-    };
+    let row = |seen: &Seen| -> Value { fields(seen, "id").into_iter().collect() };
     tree["descriptors"] = sight.descs.iter().map(row).collect();
     Ok(())
+}
+
+/// A descriptor's fields; the layouts have another `last`.
+fn fields(seen: &Seen, last: &'static str) -> [(&'static str, Value); 5] {
+    [
+        ("index", json!(seen.index)),
+        ("address", json!(format!("{:#x}", seen.desc.addr))),
+        ("length", json!(seen.desc.len)),
+        ("flags", flags(&seen.desc)),
+        (last, json!(seen.desc.next)),
+    ]
 }
 
 /// The bit of a packed ring's position that is the wrap counter.
