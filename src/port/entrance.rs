@@ -10,12 +10,15 @@ use super::listener::Listener;
 use super::protection::Stranger;
 use super::shared::PortId;
 
-/// How long nobody is heard after somebody could not be accepted.
+/// How long nobody is heard after that, or to accept somebody, was more than the system could do.
 const DEAFNESS: Duration = Duration::from_secs(1);
 
 pub(super) struct Entrance {
     listener: Listener,
     source: Source,
+    /// Whether the reactor knows of it.
+    is_watched: bool,
+    /// When it wants to hear again, while it does not.
     deaf_until: Option<Instant>,
 }
 
@@ -28,14 +31,14 @@ pub(super) enum Knock {
 }
 
 impl Entrance {
-    pub(super) fn new(listener: Listener, id: PortId, reactor: &Reactor) -> io::Result<Entrance> {
-        let source = Source::Listener(id);
-        reactor.add(listener.as_fd(), source)?;
-        Ok(Entrance {
+    /// Hears nobody before the first [`tick`](Self::tick), which is due.
+    pub(super) fn new(listener: Listener, id: PortId, now: Instant) -> Entrance {
+        Entrance {
             listener,
-            source,
-            deaf_until: None,
-        })
+            source: Source::Listener(id),
+            is_watched: false,
+            deaf_until: Some(now),
+        }
     }
 
     /// Accepts who knocks, if it is one of `allowed`. An error is most likely that there is no descriptor left: as it would
@@ -64,11 +67,18 @@ impl Entrance {
         self.deaf_until
     }
 
-    pub(super) fn tick(&mut self, reactor: &Reactor, now: Instant) {
-        if self.deaf_until.is_some_and(|until| now >= until) {
-            self.deaf_until = None;
-            self.hear(true, reactor);
+    /// Hears those who knock, if it is time to. If the system cannot have that, it is tried again.
+    pub(super) fn tick(&mut self, reactor: &Reactor, now: Instant) -> io::Result<()> {
+        if self.deaf_until.is_none_or(|until| now < until) {
+            return Ok(());
         }
+        self.deaf_until = Some(now + DEAFNESS);
+        match self.is_watched {
+            true => self.hear(true, reactor),
+            false => reactor.add(self.listener.as_fd(), self.source)?,
+        }
+        (self.is_watched, self.deaf_until) = (true, None);
+        Ok(())
     }
 
     pub(super) fn close(self, reactor: &Reactor) {

@@ -97,9 +97,15 @@ impl Peer {
 
     /// Server mode: front-ends may knock from now on.
     pub(super) fn listen(&mut self, listener: Listener, reactor: &Reactor, now: Instant) {
-        match Entrance::new(listener, self.id(), reactor) {
-            Ok(entrance) => self.entrance = Some(entrance),
-            Err(error) => vhost_config!(self, now, Level::Error, "cannot wait for front-ends: {error}"),
+        self.entrance = Some(Entrance::new(listener, self.id(), now));
+        self.hear(reactor, now);
+    }
+
+    /// Lets them, as soon as it is time to and the system can.
+    fn hear(&mut self, reactor: &Reactor, now: Instant) {
+        let heard = self.entrance.as_mut().map(|entrance| entrance.tick(reactor, now));
+        if let Some(Err(error)) = heard {
+            vhost_config!(self, now, Level::Warn, "cannot wait for front-ends: {error}");
         }
     }
 
@@ -155,9 +161,7 @@ impl Peer {
         if let Some(attachment) = &mut self.attachment {
             attachment.drains.tick(&self.port, reactor, self.port.id(), now);
         }
-        if let Some(entrance) = &mut self.entrance {
-            entrance.tick(reactor, now);
-        }
+        self.hear(reactor, now);
         self.happened(Event::Tick, reactor, now);
     }
 
