@@ -118,7 +118,8 @@ impl SocketFile {
         let file: File = fs::open(&self.path, flags, Mode::empty())
             .map_err(system("cannot open", &self.path))?
             .into();
-        if !file.metadata().is_ok_and(|now| self.is(&now)) {
+        let now = file.metadata().map_err(system("cannot look at", &self.path))?;
+        if !self.is(&now) {
             return Err(ListenError::Replaced(self.path.clone()));
         }
         let file = OwnedFd::from(file);
