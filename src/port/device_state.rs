@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{fcntl_getfl, fcntl_setfl, fstat, FileType, OFlags};
-use rustix::io::Errno;
+use rustix::io::{retry_on_intr, Errno};
 
 use super::announce::Guest;
 
@@ -86,7 +86,7 @@ impl DeviceState {
     /// Writes it to `channel`, whose end is the end of the state.
     pub(super) fn save(self, channel: OwnedFd) -> Result<(), StateError> {
         let channel = patient(channel)?;
-        match rustix::io::write(&channel, &self.to_bytes())? {
+        match retry_on_intr(|| rustix::io::write(&channel, &self.to_bytes()))? {
             SIZE => Ok(()),
             short => Err(StateError::Short(short)),
         }

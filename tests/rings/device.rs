@@ -99,6 +99,10 @@ fn the_devices_own_state_moves_from_port_to_port() {
     // Nothing, noise, and a state of a device that runs.
     let again = destination.frontend.check_device_state();
     assert!(again.is_err(), "nothing was to be checked");
+    let told = "the device's state does not move: nothing was to be loaded or saved";
+    eventually("an operator hears why", || {
+        to.describe_events().to_string().contains(told)
+    });
     let (_, mut writer) = transfer(&destination, VhostTransferStateDirection::LOAD).expect("to be loaded");
     writer.write_all(b"something else").expect("room");
     drop(writer);

@@ -3,6 +3,8 @@
 
 use std::os::fd::OwnedFd;
 
+use log::Level;
+
 use crate::memory::InflightDesc;
 use crate::port::config_space::ConfigSpace;
 use crate::port::device_state::{DeviceState, Moving, StateError};
@@ -69,10 +71,7 @@ impl PortDevice {
                 self.moving = moving;
                 Response::U64(NO_FD)
             }
-            Err(error) => {
-                log::debug!("port '{}': device state: {error}", self.port.name());
-                Response::U64(NO_FD | 1)
-            }
+            Err(error) => Response::U64(NO_FD | self.state_stays(&error)),
         }
     }
 
@@ -84,11 +83,15 @@ impl PortDevice {
                 *self.port.guest.lock() = guest;
                 Response::U64(0)
             }
-            Err(error) => {
-                log::debug!("port '{}': device state: {error}", self.port.name());
-                Response::U64(1)
-            }
+            Err(error) => Response::U64(self.state_stays(&error)),
         }
+    }
+
+    /// Says why the state did not move; what the answer has for that.
+    fn state_stays(&mut self, error: &StateError) -> u64 {
+        self.notes
+            .push((Level::Warn, format!("the device's state does not move: {error}")));
+        1
     }
 
     pub(super) fn set_mtu(&mut self, mtu: u16) -> Response {
