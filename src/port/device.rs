@@ -321,8 +321,9 @@ impl Drop for PortDevice {
 ///
 /// Anything else that a front-end may hand over (a pipe that is full, a terminal, a file on a dead server) could.
 fn eventfd(fd: OwnedFd) -> Result<OwnedFd, Refusal> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    if !link.is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]") {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .map_err(|error| Refusal::new(format!("what the descriptor is cannot be seen: {error}")))?;
+    if link.as_os_str() != "anon_inode:[eventfd]" {
         return Err(Refusal::new("the descriptor is no eventfd"));
     }
     let flags = rustix::fs::fcntl_getfl(&fd);
