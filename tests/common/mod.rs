@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ovs_vhost::model::Pool;
-use ovs_vhost::port::{Environment, Host, Mode, Port, Settings, Switches};
+use ovs_vhost::port::{Environment, Host, Mode, Port, PortError, Settings, Switches};
 
 /// Waits for `claim`; says which one did not come true.
 pub fn eventually(what: &str, mut claim: impl FnMut() -> bool) {
@@ -81,9 +81,13 @@ impl TestPort {
     }
 
     pub fn of(environment: &Environment, name: &str, mode: Mode) -> TestPort {
+        TestPort::try_of(environment, name, mode).expect("a port")
+    }
+
+    pub fn try_of(environment: &Environment, name: &str, mode: Mode) -> Result<TestPort, PortError> {
         let netdev = Netdev::default();
-        let port = Port::new(name, mode, environment, Box::new(netdev.clone())).expect("a port");
-        TestPort { port, netdev }
+        let port = Port::new(name, mode, environment, Box::new(netdev.clone()))?;
+        Ok(TestPort { port, netdev })
     }
 
     /// A server port that listens, and the path of its socket.
