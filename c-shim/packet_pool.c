@@ -193,8 +193,9 @@ pool_create(const char *port_name, uint32_t room, int numa, int share,
 {
     static unsigned int serial;
     unsigned int overhead = pool_overhead();
-    unsigned int n = overhead
-                     + (per_port_memory ? share : MAX(share, POOL_SHARES));
+    unsigned int wanted = overhead
+        + (per_port_memory ? share : MAX(share, POOL_SHARES));
+    unsigned int n = wanted;
     char name[RTE_MEMPOOL_NAMESIZE];
     struct rte_mempool *mp;
 
@@ -213,6 +214,10 @@ pool_create(const char *port_name, uint32_t room, int numa, int share,
         shim_log(VLL_ERR, "Failed to create mempool \"%s\" with a request of "
                  "%u mbufs", name, n);
         return NULL;
+    }
+    if (n < wanted) {
+        shim_log(VLL_INFO, "Port %s: memory is short: mempool \"%s\" has %u "
+                 "mbufs, not %u", port_name, name, n, wanted);
     }
 
     struct packet_pool *pool = xmalloc(sizeof *pool);

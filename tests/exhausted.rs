@@ -2,6 +2,8 @@
 
 #[expect(dead_code, reason = "nobody gets as far as to packets here")]
 mod common;
+#[path = "common/events.rs"]
+mod events;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -14,6 +16,7 @@ use vhost::vhost_user::Frontend;
 use vhost::VhostBackend;
 
 use common::{eventually, TestPort};
+use events::events;
 
 /// All descriptors that there are, until dropped.
 fn all_descriptors() -> Vec<File> {
@@ -22,13 +25,7 @@ fn all_descriptors() -> Vec<File> {
 
 /// How often a front-end could not be accepted.
 fn complaints(port: &TestPort) -> usize {
-    let tree = port.describe_events();
-    let events = tree["events"].as_array().cloned().unwrap_or_default();
-    let is_one = |text: Option<&str>| text.is_some_and(|text| text.contains("cannot accept"));
-    events
-        .iter()
-        .filter(|event| is_one(event["text"].as_str()))
-        .count()
+    events(port, "WARN", "cannot accept")
 }
 
 #[test]

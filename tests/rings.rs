@@ -9,6 +9,8 @@ mod config_change;
 mod device;
 #[path = "rings/drops.rs"]
 mod drops;
+#[path = "common/events.rs"]
+mod events;
 #[path = "common/frontend.rs"]
 mod frontend;
 #[path = "rings/in_flight.rs"]

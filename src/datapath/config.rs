@@ -61,10 +61,7 @@ impl RingConfig {
 impl RingError {
     /// Whether part of the ring is not mapped: behind an IOMMU, perhaps not yet.
     pub fn is_unmapped(&self) -> bool {
-        let Self::Layout { error, .. } = self else {
-            return false;
-        };
-        matches!(error, LayoutError::Unmapped { .. })
+        matches!(self, Self::Layout(LayoutError::Unmapped { .. }))
     }
 }
 
@@ -83,32 +80,24 @@ impl RingConfig {
     }
 }
 
-/// Why a ring does not start. The ring that ran before, if any, still runs.
+/// Why a ring does not start, in words that leave to the caller which ring it is. The ring that ran before, if any, still
+/// runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
     /// The addresses and the size are no ring.
-    #[error("vring {index}: {error}")]
-    Layout {
-        /// Vring index.
-        index: u16,
-        /// What is wrong with them.
-        error: LayoutError,
-    },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// What SET_VRING_BASE said is no position in a ring of this layout and size.
-    #[error("vring {index}: base {base:#x} is no position in its ring of {size}")]
+    #[error("base {base:#x} is no position in a ring of {size}")]
     Base {
-        /// Vring index.
-        index: u16,
         /// What SET_VRING_BASE said.
         base: u32,
         /// Entries in the ring.
         size: u16,
     },
     /// avail.idx is further ahead than the ring is long.
-    #[error("vring {index}: avail index {avail} is more than {size} ahead of {next}")]
+    #[error("avail index {avail} is more than {size} ahead of {next}")]
     AvailJump {
-        /// Vring index.
-        index: u16,
         /// avail.idx in guest memory.
         avail: u16,
         /// The index to go on from.
@@ -117,13 +106,31 @@ pub enum RingError {
         size: u16,
     },
     /// Behind an IOMMU: what the back-end before was giving back cannot be while this is missing.
-    #[error("vring {index}: no translation of {:#x}, where a chain goes on that was being given back", miss.iova.0)]
-    InFlight {
-        /// Vring index.
-        index: u16,
+    #[error("no translation of {:#x}, where a chain goes on that was being given back", .0.iova.0)]
+    InFlight(
         /// What to ask for.
-        miss: Miss,
+        Miss,
+    ),
+}
+
+/// What was found in a ring that another back-end had served, and put right. No harm is done, but an operator who wonders
+/// about frames that came twice or never wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Found {
+    /// SET_VRING_BASE said one place and the ring another.
+    #[error("base {base:#x} is not where the ring stands: going on from {next:#x}")]
+    Elsewhere {
+        /// What SET_VRING_BASE said.
+        base: u32,
+        /// Where the ring stands.
+        next: u16,
     },
+    /// Buffers that the back-end before had taken when it died.
+    #[error("gives back {0} buffers that another back-end left in flight")]
+    InFlight(usize),
+    /// Buffers that the back-end before had taken out of order, and that the base passes over.
+    #[error("gives back {0} buffers that the front-end passed over")]
+    PassedOver(usize),
 }
 
 /// What a driver did to break its ring.
@@ -152,8 +159,7 @@ pub enum FaultReason {
 }
 
 /// Why a ring moves nothing any more, until it is started anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("vring {vring}: {reason}")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingFault {
     /// Vring index.
     pub vring: u16,

@@ -41,7 +41,7 @@ mod split;
 mod stall;
 mod unsent;
 
-pub use config::{Direction, FaultReason, RingConfig, RingError, RingFault, RingStatus};
+pub use config::{Direction, FaultReason, Found, RingConfig, RingError, RingFault, RingStatus};
 pub use counters::{Counters, QueueStats, SIZE_BIN_NAMES};
 pub use dirty::RingLog;
 pub use histogram::{Distribution, Histogram};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::config::{Direction, RingConfig, RingError};
+use super::config::{Direction, Found, RingConfig, RingError};
 use super::counters::Counters;
 use super::miss::Halt;
 use super::slot::{RxSlot, TxSlot};
@@ -59,6 +59,9 @@ pub(super) trait Ring: Send {
     fn call(&self, counters: &Counters);
 }
 
+/// A ring that was started, and what was found in it.
+pub(super) type Attached = (Box<dyn Ring>, Vec<Found>);
+
 /// What one burst did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Burst {
@@ -88,7 +91,7 @@ pub(super) enum Start {
 /// # Errors
 ///
 /// [`RingError`]; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Attached, RingError> {
     match config.features.contains(VIRTIO_F_RING_PACKED) {
         true => packed::attach(config, start),
         false => split::attach(config, start),

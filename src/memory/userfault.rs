@@ -129,7 +129,10 @@ impl Userfault {
                 // Whoever slept has left the old mapping to do so, and finds the new one.
                 Ok(()) => self.wake(&region),
                 Err(error) => {
-                    log::warn!("region {} stays the guest's: {error}", region.desc());
+                    log::warn!(
+                        "post-copy: the front-end is gone, and region {} is its memory still: {error}",
+                        region.desc()
+                    );
                     self.unwatch(&region);
                 }
             }
@@ -145,14 +148,17 @@ impl Userfault {
     fn unwatch(&self, region: &Region) {
         let mut range = region.mapping().range();
         if let Err(error) = sys::ioctl(&self.fd, sys::UNREGISTER, &mut range) {
-            log::warn!("region {} is watched still: {error}", region.desc());
+            log::warn!("post-copy: region {} is watched still: {error}", region.desc());
         }
     }
 
     fn wake(&self, region: &Region) {
         let mut range = region.mapping().range();
         if let Err(error) = sys::ioctl(&self.fd, sys::WAKE, &mut range) {
-            log::warn!("region {}: nobody can be woken: {error}", region.desc());
+            log::warn!(
+                "post-copy: who sleeps in region {} cannot be woken: {error}",
+                region.desc()
+            );
         }
     }
 }

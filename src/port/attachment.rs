@@ -222,17 +222,21 @@ impl Attachment {
     }
 
     /// Sends what the device has to ask and to tell, unless it is away. Says what went wrong, for the log.
-    pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<String> {
+    pub(super) fn ask(&mut self, reactor: &Reactor, id: PortId) -> Vec<(Level, String)> {
         let Whereabouts::Here(desk) = &mut self.desk else {
             return Vec::new();
         };
-        let mut notes = desk.device.iommu.take_notes();
+        let of_iommu = desk.device.iommu.take_notes();
+        let mut notes: Vec<_> = of_iommu.into_iter().map(|note| (Level::Warn, note)).collect();
         if let Some(channel) = desk.device.take_backend() {
             // The one before is taken from the reactor first: it may have had the same number.
             self.backend = None;
             match reactor.watch(channel, Source::Backend(id)) {
                 Ok(channel) => self.backend = Some(channel),
-                Err(error) => notes.push(format!("back-end channel cannot be watched: {error}")),
+                Err(error) => notes.push((
+                    Level::Warn,
+                    format!("back-end channel cannot be watched: {error}"),
+                )),
             }
         }
         let mut requests = desk.device.iommu.take_outgoing();
@@ -244,10 +248,8 @@ impl Attachment {
         }
         for request in requests {
             let Some(channel) = &mut self.backend else {
-                notes.push(format!(
-                    "{}: there is no back-end channel to ask on",
-                    request.name()
-                ));
+                let text = format!("{}: there is no back-end channel to ask on", request.name());
+                notes.push((Level::Warn, text));
                 break;
             };
             if let Err(error) = channel.inner.send(request, reply_ack) {
@@ -259,7 +261,7 @@ impl Attachment {
     }
 
     /// Takes answers from the back-end channel. Says what went wrong, for the log.
-    pub(super) fn take_answers(&mut self, reactor: &Reactor, id: PortId) -> Option<String> {
+    pub(super) fn take_answers(&mut self, reactor: &Reactor, id: PortId) -> Option<(Level, String)> {
         for _ in 0..ANSWERS_PER_TURN {
             match self.backend.as_mut()?.inner.receive() {
                 Ok(Answer::To(request, _)) => {
@@ -285,12 +287,20 @@ impl Attachment {
         }
     }
 
-    fn lose_backend(&mut self, error: &BackendError) -> String {
+    /// A front-end that goes may close this channel first.
+    fn lose_backend(&mut self, error: &BackendError) -> (Level, String) {
         self.backend = None;
         if let Some(device) = self.device() {
             device.iommu.forget_questions();
         }
-        error.to_string()
+        let level = match error {
+            BackendError::Closed => Level::Info,
+            BackendError::Receive(ReceiveError::Io(error)) | BackendError::Send(SendError::Io(error)) => {
+                level_of(error)
+            }
+            _ => Level::Warn,
+        };
+        (level, error.to_string())
     }
 
     /// Why the connection ended, if that is because of what an operator keeps back.
@@ -389,17 +399,20 @@ pub(super) enum End {
 }
 
 impl End {
-    /// A front-end that goes is business as usual, also when it goes without reading its answers.
     pub(super) fn level(&self) -> Level {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset};
         match self {
             End::Left => Level::Info,
-            End::Receive(ReceiveError::Io(error)) | End::Send(SendError::Io(error))
-                if matches!(error.kind(), BrokenPipe | ConnectionReset) =>
-            {
-                Level::Info
-            }
+            End::Receive(ReceiveError::Io(error)) | End::Send(SendError::Io(error)) => level_of(error),
             _ => Level::Warn,
         }
+    }
+}
+
+/// A front-end that goes is business as usual, also when it goes without reading its answers.
+fn level_of(error: &io::Error) -> Level {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    match error.kind() {
+        BrokenPipe | ConnectionReset => Level::Info,
+        _ => Level::Warn,
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn reason(path: &Path, wanted: Wanted) -> String {
     let parent = directories.last().copied().unwrap_or(Path::new("/"));
     let refused = match (closed, wanted) {
         (Some(directory), _) => Some((*directory, "search")),
-        (None, Wanted::Create) => lacks(parent, Access::WRITE_OK).then_some((parent, "make files in")),
+        (None, Wanted::Create) => lacks(parent, Access::WRITE_OK).then_some((parent, "create files in")),
         (None, Wanted::Connect) => lacks(path, Access::WRITE_OK).then_some((path, "write to")),
     };
     match refused {
@@ -94,7 +94,7 @@ mod tests {
             (0o700, 0o755, Wanted::Connect, top, "search"),
             (0o755, 0o700, Wanted::Connect, inner, "search"),
             (0o755, 0o755, Wanted::Connect, &socket, "write to"),
-            (0o755, 0o755, Wanted::Create, inner, "make files in"),
+            (0o755, 0o755, Wanted::Create, inner, "create files in"),
         ] {
             allow(top, top_mode);
             allow(inner, inner_mode);

@@ -210,14 +210,17 @@ impl PortDevice {
             // QEMU says it once per queue pair, the later ones while the first may run.
             return Ok(Response::Done);
         }
+        let settled = format!("negotiated Virtio features: {:#x}", features.0);
         if self.vrings.iter().any(|v| v.up) {
             let logging = features::VHOST_F_LOG_ALL;
             if self.features.map(|now| now.without(logging)) != Some(features.without(logging)) {
                 return Err(Refusal::new("only VHOST_F_LOG_ALL can change while a vring runs"));
             }
+            self.notes.push((Level::Info, settled));
             self.features = Some(features);
             return self.restart_all();
         }
+        self.notes.push((Level::Info, settled));
         self.change_all(|device| {
             device.features = Some(features);
             if !device.behind_iommu() {

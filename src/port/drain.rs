@@ -79,7 +79,10 @@ impl Drains {
                 drain.watched = reactor
                     .add_edges(kick.as_fd(), Source::Kick(id, *vring))
                     .inspect_err(|error| {
-                        log::debug!("port '{}': kick of vring {vring}: {error}", port.name())
+                        log::debug!(
+                            "port '{}': kicks of vring {vring} cannot be waited for: {error}",
+                            port.name()
+                        )
                     })
                     .is_ok();
             }

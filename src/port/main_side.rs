@@ -30,7 +30,7 @@ impl Port {
         *self.given.lock() = complaints.is_empty().then_some(copy);
         if self.next_offer() != offered && self.portrait.lock().is_some() {
             let name = &self.name;
-            log::info!("port '{name}': what it offers has changed, from the next connection on");
+            log::info!("port '{name}': it offers other features from the next connection on");
         }
         // Complain once.
         if *self.complaints.lock() != complaints {
@@ -84,8 +84,9 @@ impl Port {
     /// Asks for an MTU, which the next reconfigure makes live.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), PortError> {
         if !MTU_RANGE.contains(&mtu) {
-            log::warn!("{}: unsupported MTU {mtu}", self.name);
-            return Err(PortError::BadMtu(mtu));
+            let error = PortError::BadMtu(mtu);
+            log::warn!("{}: {error}", self.name);
+            return Err(error);
         }
         self.mtu_requested.store(true, Ordering::Relaxed);
         let mut requested = self.requested.lock();

@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use log::Level;
 
+use crate::datapath::RingFault;
+
 use super::attachment::{Attachment, End, MESSAGE_DEADLINE};
 use super::connector;
 use super::control::Reactor;
@@ -208,12 +210,12 @@ impl Peer {
         let Some(attachment) = self.attachment.as_mut().filter(|a| !a.is_away()) else {
             return;
         };
-        for fault in attachment.new_faults(self.port.take_faults()) {
-            let path = self.port.path();
-            self.journal.write(
+        for RingFault { vring, reason } in attachment.new_faults(self.port.take_faults()) {
+            vhost_config!(
+                self,
                 now,
                 Level::Warn,
-                format_args!("VHOST_CONFIG: ({path}) {fault}; it stops until it is set up again"),
+                "vring {vring}: {reason}; it stops until it is set up again"
             );
         }
     }
@@ -233,8 +235,8 @@ impl Peer {
             .attachment
             .as_mut()
             .and_then(|attachment| attachment.take_answers(reactor, id));
-        if let Some(trouble) = trouble {
-            vhost_config!(self, now, Level::Info, "{trouble}");
+        if let Some((level, trouble)) = trouble {
+            vhost_config!(self, now, level, "{trouble}");
         }
         self.ask(reactor, now);
     }
@@ -246,8 +248,8 @@ impl Peer {
             .attachment
             .as_mut()
             .map(|attachment| attachment.ask(reactor, id));
-        for note in notes.into_iter().flatten() {
-            vhost_config!(self, now, Level::Warn, "{note}");
+        for (level, note) in notes.into_iter().flatten() {
+            vhost_config!(self, now, level, "{note}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use log::Level;
 
 use super::capture::{buffer, Capture};
 use super::pcapng::{self, STATISTICS_LEN};
@@ -48,10 +49,16 @@ impl Writer {
         let end = self.begin().and_then(|()| self.write_until_due(stop));
         off();
         let end = end.and_then(|why| self.finish().map(|()| why));
-        let why = end.unwrap_or_else(|error| error.to_string());
+        let (level, why) = match end {
+            Ok(why) => (Level::Info, why),
+            Err(error) => (Level::Warn, format!("it cannot be written: {error}")),
+        };
         let Capture { port, path, .. } = &*self.capture;
         let (path, written) = (path.display(), self.capture.written.load(Ordering::Relaxed));
-        log::info!("port '{port}': the capture into {path} has ended with {written} packets: {why}");
+        log::log!(
+            level,
+            "port '{port}': the capture into {path} has ended with {written} packets: {why}"
+        );
         self.capture.end(why);
     }
 

@@ -14,6 +14,7 @@ use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::common::eventually;
+use crate::events::events;
 use crate::{frames, server, Guest, SIZE, SPLIT};
 
 #[test]
@@ -99,7 +100,7 @@ fn the_devices_own_state_moves_from_port_to_port() {
     // Nothing, noise, and a state of a device that runs.
     let again = destination.frontend.check_device_state();
     assert!(again.is_err(), "nothing was to be checked");
-    let told = "the device's state does not move: nothing was to be loaded or saved";
+    let told = "the device's state cannot be moved: nothing was to be loaded or saved";
     eventually("an operator hears why", || {
         to.describe_events().to_string().contains(told)
     });
@@ -113,6 +114,25 @@ fn the_devices_own_state_moves_from_port_to_port() {
         transfer(&guest, VhostTransferStateDirection::SAVE).is_err(),
         "a ring runs"
     );
+    let says = |port, reason: &str| {
+        let line = format!("the device's state cannot be moved: {reason}");
+        events(port, "WARN", &line) == 1
+    };
+    eventually("reasons", || {
+        says(&to, "nothing was") && says(&to, "14 bytes are")
+    });
+    eventually("a reason", || says(&from, "a vring runs"));
+}
+
+#[test]
+fn a_ring_that_stands_elsewhere_than_its_front_end_says_is_an_event_of_its_port() {
+    let port = server("elsewhere");
+    let mut guest = Guest::<Driver>::new(&port, 1, SPLIT);
+    guest.rings[1].driver.set_used_idx(5);
+    guest.run(&port, 0);
+    let line = "vring 1: base 0x0 is not where the ring stands: going on from 0x5";
+    eventually("an event", || events(&port, "INFO", line) == 1);
+    assert_eq!(events(&port, "INFO", "vring 0: "), 0);
 }
 
 const NET_SET_MTU: u32 = 20;

@@ -21,7 +21,7 @@
 use std::sync::atomic::{fence, Ordering};
 
 use super::{resume, staged::mark_behind};
-use crate::datapath::config::RingError;
+use crate::datapath::config::{Found, RingError};
 use crate::datapath::miss;
 use crate::memory::{Access, InflightQueue, Miss};
 use crate::virtio::chain::{Chain, ChainError, DescRing, Writable};
@@ -62,20 +62,17 @@ impl Track {
     pub(super) fn attach(
         part: InflightQueue,
         mem: &PackedMem,
-        index: u16,
         base: u32,
         features: Features,
+        found: &mut Vec<Found>,
     ) -> Result<(Self, Position), RingError> {
         let track = Self(part);
         let kept = track.positions(mem.size()).filter(|_| track.0.is_initialized());
         let next = match kept {
-            Some((used, old)) => {
-                let miss = |miss| RingError::InFlight { index, miss };
-                track.resume(mem, used, old).map_err(miss)?
-            }
+            Some((used, old)) => track.resume(mem, used, old, found).map_err(RingError::InFlight)?,
             None => {
                 track.link_free_list();
-                resume::resume(mem, index, base, features)?
+                resume::resume(mem, base, features, found)?
             }
         };
         track.store_positions(next, next);
@@ -115,11 +112,18 @@ impl Track {
     }
 
     /// Where to go on in a ring that a back-end served from here before; or, behind an IOMMU, what is missing to say so.
-    fn resume(&self, mem: &PackedMem, used: Position, old: Position) -> Result<Position, Miss> {
+    fn resume(
+        &self,
+        mem: &PackedMem,
+        used: Position,
+        old: Position,
+        found: &mut Vec<Found>,
+    ) -> Result<Position, Miss> {
         let unpublished = used != old && mem.is_available(old);
         self.forget_free(if unpublished { OLD_FREE_HEAD } else { FREE_HEAD });
         let left = self.in_flight();
         if !left.is_empty() {
+            found.push(Found::InFlight(left.len()));
             return Ok(self.give_back(mem, if unpublished { old } else { used }, left));
         }
         match unpublished {
@@ -217,10 +221,6 @@ impl Track {
 
     /// Gives chains back unused, from `next` on, as many as the ring holds, and says where that ends.
     fn give_back(&self, mem: &PackedMem, next: Position, heads: Vec<(u64, u16)>) -> Position {
-        log::info!(
-            "gives back {} chains that another back-end left in flight",
-            heads.len()
-        );
         let (mut descs, mut chains) = (0_u16, Vec::new());
         for (_, head) in &heads {
             let last = self.0.load_u16(state(*head) + LAST);

@@ -26,7 +26,7 @@ use super::counters::{Counters, Tally};
 use super::dirty::extra;
 use super::miss::{self, Halt, Search, AHEAD};
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, Start, BURST};
+use super::ring::{Attached, Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor, MemTable, Miss};
@@ -60,7 +60,7 @@ struct PackedRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or a base that is no position in the ring; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Attached, RingError> {
     let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
@@ -78,15 +78,16 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
-    let mem = PackedMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
+    let mem = PackedMem::new(mem, size, addrs)?;
     let log = log.map(|log| Box::new(PackedLog::new(log, &mem)));
     let before = log.as_ref().map(|_| PackedLog::look(&mem));
+    let mut found = Vec::new();
     let (track, next) = match (start, inflight) {
-        (Start::Here, part) => (part.map(Track::go_on), resume::positions(index, base, size)?.0),
+        (Start::Here, part) => (part.map(Track::go_on), resume::positions(base, size)?.0),
         (Start::Resume, Some(part)) => {
-            Track::attach(part, &mem, index, base, features).map(|(track, next)| (Some(track), next))?
+            Track::attach(part, &mem, base, features, &mut found).map(|(track, next)| (Some(track), next))?
         }
-        (Start::Resume, None) => (None, resume::resume(&mem, index, base, features)?),
+        (Start::Resume, None) => (None, resume::resume(&mem, base, features, &mut found)?),
     };
     if let (Some(log), Some(before)) = (&log, before) {
         log.gave_back(&mem, &before);
@@ -105,7 +106,7 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         // We poll.
         ring.want_kicks(false);
     }
-    Ok(ring)
+    Ok((ring, found))
 }
 
 struct Parts {

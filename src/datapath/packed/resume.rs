@@ -41,7 +41,7 @@
 //! last; what it leaves until then looks as if a back-end had died over it. There the base is believed, if all is available
 //! from there on but for one descriptor, and that one was used in the lap before.
 
-use crate::datapath::config::RingError;
+use crate::datapath::config::{Found, RingError};
 use crate::virtio::chain::DescRing;
 use crate::virtio::desc::{Desc, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use crate::virtio::features::{self, Features};
@@ -54,11 +54,11 @@ use crate::virtio::packed_ring::{PackedMem, Position, Used, VIRTQ_DESC_F_AVAIL, 
 /// [`RingError::Base`] if `base` is no position in a ring of this size, be the ring as it may.
 pub(super) fn resume(
     mem: &PackedMem,
-    index: u16,
     base: u32,
     features: Features,
+    found: &mut Vec<Found>,
 ) -> Result<Position, RingError> {
-    let (avail, used) = positions(index, base, mem.size())?;
+    let (avail, used) = positions(base, mem.size())?;
     let Some(scan) = Scan::new(mem) else {
         return Ok(Position::START);
     };
@@ -71,18 +71,17 @@ pub(super) fn resume(
         if !features.contains(features::VIRTIO_F_IN_ORDER) {
             let chains = scan.passed_over();
             if !chains.is_empty() {
-                let count = chains.len();
-                log::info!("vring {index}: gives back {count} buffers that the front-end passed over");
+                found.push(Found::PassedOver(chains.len()));
             }
             scan.give_back(mem, &chains);
         }
         return Ok(base);
     }
     let next = scan.next();
-    log::info!(
-        "vring {index}: base {base:#x} is not where the ring stands: going on from {:#x}",
-        next.bits()
-    );
+    found.push(Found::Elsewhere {
+        base,
+        next: next.bits(),
+    });
     scan.give_back(mem, &scan.unpublished());
     Ok(next)
 }
@@ -92,14 +91,11 @@ pub(super) fn resume(
 /// # Errors
 ///
 /// [`RingError::Base`] if either is no position in a ring of this size.
-pub(super) fn positions(index: u16, base: u32, size: u16) -> Result<(Position, Position), RingError> {
+pub(super) fn positions(base: u32, size: u16) -> Result<(Position, Position), RingError> {
     let [used_high, used_low, avail_high, avail_low] = base.to_be_bytes();
     let position = |high, low| {
-        Position::from_bits(u16::from_be_bytes([high, low]), size).ok_or(RingError::Base {
-            index,
-            base,
-            size,
-        })
+        let bits = u16::from_be_bytes([high, low]);
+        Position::from_bits(bits, size).ok_or(RingError::Base { base, size })
     };
     let used = position(used_high, used_low)?;
     Ok((position(avail_high, avail_low)?, used))

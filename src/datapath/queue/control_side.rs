@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Errand, Queue, State, Wake, Waker};
 use crate::clock;
-use crate::datapath::config::{Direction, RingConfig, RingError, RingFault};
+use crate::datapath::config::{Direction, Found, RingConfig, RingError, RingFault};
 use crate::datapath::counters::Counters;
 use crate::datapath::gate::Gate;
 use crate::datapath::miss::Halt;
@@ -40,16 +40,17 @@ impl Queue {
     }
 
     /// Starts a ring, in place of the one that runs, and calls its driver once: it may have been waiting for
-    /// a back-end that is gone. Forgets an earlier fault. Waits for at most one burst.
+    /// a back-end that is gone. Forgets an earlier fault. Says what that back-end left to be put right. Waits for at most
+    /// one burst.
     ///
     /// # Errors
     ///
     /// [`RingError`]; what ran before then still runs.
-    pub fn start(&self, config: RingConfig) -> Result<(), RingError> {
+    pub fn start(&self, config: RingConfig) -> Result<Vec<Found>, RingError> {
         self.control(|state| {
             // With the gate shut, so that a ring that is replaced uses no more buffers once its used index is read.
             state.behind_iommu = config.mem.is_behind_iommu();
-            let ring = attach(config, Start::Resume)?;
+            let (ring, found) = attach(config, Start::Resume)?;
             self.missed.store(0, Ordering::Relaxed);
             if self.discards(state) {
                 ring.want_kicks(true);
@@ -59,7 +60,7 @@ impl Queue {
             state.ring = Some(ring);
             self.ask_poller();
             self.set_fault(state, None);
-            Ok(())
+            Ok(found)
         })
     }
 
@@ -73,7 +74,8 @@ impl Queue {
         self.control(|state| {
             if let Some(ring) = &state.ring {
                 let base = ring.base();
-                state.ring = Some(attach(RingConfig { base, ..config }, Start::Here)?);
+                let (ring, _) = attach(RingConfig { base, ..config }, Start::Here)?;
+                state.ring = Some(ring);
             }
             Ok(())
         })

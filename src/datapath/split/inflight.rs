@@ -5,6 +5,7 @@
 //! says so. What another back-end left in flight is given back unused: buffers to receive into have nothing in them, and
 //! frames to send are lost, as frames may be; no buffer is.
 
+use crate::datapath::config::Found;
 use crate::memory::InflightQueue;
 use crate::virtio::chain::DescRing;
 use crate::virtio::ring::SplitMem;
@@ -30,11 +31,11 @@ impl Track {
 
     /// Takes over a part, of which little is true if the back-end before died. After it the used index of `mem` says
     /// where to go on.
-    pub(super) fn attach(part: InflightQueue, mem: &SplitMem) -> Self {
+    pub(super) fn attach(part: InflightQueue, mem: &SplitMem, found: &mut Vec<Found>) -> Self {
         let track = Self(part);
         if track.0.is_initialized() {
             track.forget_last_batch(mem.used_idx());
-            track.give_back(mem);
+            track.give_back(mem, found);
         }
         track.published(mem.used_idx());
         track.0.initialize();
@@ -62,7 +63,7 @@ impl Track {
     }
 
     /// Gives back, in the order in which they were taken, the chains that are still marked.
-    fn give_back(&self, mem: &SplitMem) {
+    fn give_back(&self, mem: &SplitMem, found: &mut Vec<Found>) {
         let mut heads: Vec<(u64, u16)> = (0..mem.size())
             .filter(|head| self.0.load_u8(state(*head) + INFLIGHT) == 1)
             .map(|head| (self.0.load_u64(state(head) + COUNTER), head))
@@ -77,10 +78,7 @@ impl Track {
             used_idx = used_idx.wrapping_add(1);
         }
         if !heads.is_empty() {
-            log::info!(
-                "gives back {} chains that another back-end left in flight",
-                heads.len()
-            );
+            found.push(Found::InFlight(heads.len()));
             mem.publish_used(used_idx);
         }
         for (_, head) in heads {

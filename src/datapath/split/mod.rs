@@ -15,12 +15,12 @@ use self::dirty::SplitLog;
 use self::inflight::Track;
 use super::ahead::{burst, Ahead, Plan};
 use super::call::Call;
-use super::config::{self, FaultReason, RingConfig, RingError};
+use super::config::{self, FaultReason, Found, RingConfig, RingError};
 use super::counters::{Counters, Tally};
 use super::dirty::extra;
 use super::miss::{self, Halt, Search, AHEAD};
 use super::offload::Offloads;
-use super::ring::{Burst, Ring, Start, BURST};
+use super::ring::{Attached, Burst, Ring, Start, BURST};
 use super::set::{per_set, set_number, Bits, Set, SETS};
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{cpu, Cursor, MemTable, Miss};
@@ -55,7 +55,7 @@ struct SplitRing<const SET: usize> {
 /// # Errors
 ///
 /// A bad layout, or an avail index that the ring cannot hold; nothing in guest memory was changed then.
-pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, RingError> {
+pub(super) fn attach(config: RingConfig, start: Start) -> Result<Attached, RingError> {
     let offloads = Offloads::new(&config);
     let with_set = RINGS.get(set_number(&config)).unwrap_or(&RINGS[0]);
     let RingConfig {
@@ -73,13 +73,13 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         log,
     } = config;
     let addrs = RingAddrs { desc, driver, device };
-    let mem = SplitMem::new(mem, size, addrs).map_err(|error| RingError::Layout { index, error })?;
-    let base = u16::try_from(base).map_err(|_| RingError::Base { index, base, size })?;
-    let before = mem.used_idx();
+    let mem = SplitMem::new(mem, size, addrs)?;
+    let base = u16::try_from(base).map_err(|_| RingError::Base { base, size })?;
+    let (before, mut found) = (mem.used_idx(), Vec::new());
     let (track, next) = match start {
         Start::Resume => (
-            inflight.map(|part| Track::attach(part, &mem)),
-            resume(&mem, index, base)?,
+            inflight.map(|part| Track::attach(part, &mem, &mut found)),
+            resume(&mem, base, &mut found)?,
         ),
         Start::Here => (inflight.map(Track::go_on), base),
     };
@@ -102,7 +102,7 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
         // We poll.
         ring.want_kicks(false);
     }
-    Ok(ring)
+    Ok((ring, found))
 }
 
 /// Where to go on in a ring that another back-end may have served.
@@ -110,19 +110,15 @@ pub(super) fn attach(config: RingConfig, start: Start) -> Result<Box<dyn Ring>, 
 /// Every burst gives back what it takes, so after an orderly stop `base` is used.idx. They differ when the last
 /// back-end died within a burst, or the front-end lost count: then used.idx is the truth that both sides share.
 /// Going on from it moves some frames twice, going on from `base` would lose the buffers in between for good.
-fn resume(mem: &SplitMem, index: u16, base: u16) -> Result<u16, RingError> {
+fn resume(mem: &SplitMem, base: u16, found: &mut Vec<Found>) -> Result<u16, RingError> {
     let next = mem.used_idx();
     if next != base {
-        log::info!("vring {index}: base {base} is not the used index {next}: going on from the latter");
+        let base = base.into();
+        found.push(Found::Elsewhere { base, next });
     }
     let (avail, size) = (mem.avail_idx(), mem.size());
     if avail.wrapping_sub(next) > size {
-        return Err(RingError::AvailJump {
-            index,
-            avail,
-            next,
-            size,
-        });
+        return Err(RingError::AvailJump { avail, next, size });
     }
     Ok(next)
 }

@@ -99,8 +99,8 @@ impl<D: Virtqueue> Stage<D> {
             }
             match self.rig.queue.start(config) {
                 // Of a chain that lies in an indirect table its length must be read.
-                Err(RingError::InFlight { miss, .. }) => wanted = page(miss),
-                started => return started.unwrap(),
+                Err(RingError::InFlight(miss)) => wanted = page(miss),
+                started => return drop(started.unwrap()),
             }
         }
     }

@@ -24,12 +24,12 @@ fn sent<D: Virtqueue>(features: Features, count: u8) -> Rig<D> {
     rig
 }
 
-fn start<D: Virtqueue>(rig: &Rig<D>, part: &InflightQueue) {
+fn start<D: Virtqueue>(rig: &Rig<D>, part: &InflightQueue) -> Vec<Found> {
     let config = RingConfig {
         inflight: Some(part.clone()),
         ..rig.net.driver.config(7)
     };
-    rig.queue.start(config).unwrap();
+    rig.queue.start(config).unwrap()
 }
 
 fn used<D: Virtqueue>(rig: &mut Rig<D>) -> Vec<u32> {
@@ -67,7 +67,7 @@ fn chains_that_another_back_end_left_in_flight_on_a_split_ring_come_back_in_orde
             part.store_u64(16 + 16 * head + 8, counter);
         }
         part.initialize();
-        start(&rig, &part);
+        assert_eq!(start(&rig, &part)[0], Found::InFlight(3));
         assert_eq!(used(&mut rig), [1, 3, 4, 0, 2]);
         assert!(!in_flight(&part, InflightLayout::Split));
         assert!(rig.net.send(&frame(60, 9)));
@@ -109,7 +109,7 @@ fn chains_that_another_back_end_left_in_flight_on_a_packed_ring_come_back_in_ord
     part.store_u16(14, 5);
     part.store_u64(16, 0x0101_0002_0002);
     part.initialize();
-    start(&rig, &part);
+    assert_eq!(start(&rig, &part), [Found::InFlight(3)]);
     assert_eq!(used(&mut rig), [1, 3, 4, 2, 0]);
     assert!(!in_flight(&part, layout));
     for round in 0..20 {

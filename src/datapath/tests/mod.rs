@@ -8,7 +8,7 @@ mod unsent;
 mod waits;
 
 use super::testing::*;
-use super::{Direction, Queue, RingConfig};
+use super::{Direction, Found, Queue, RingConfig};
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Driver, PackedDriver, Virtqueue};
 use crate::virtio::features::*;

@@ -115,8 +115,9 @@ impl PortDevice {
                 continue;
             }
             if let Err(error) = self.settle(index) {
-                self.iommu
-                    .note(format!("{error}; it stops until it is set up again"));
+                self.iommu.note(format!(
+                    "vring {index} cannot start: {error}; it waits until it is set up again"
+                ));
             }
         }
     }

@@ -87,10 +87,11 @@ impl PortDevice {
         }
     }
 
-    /// Says why the state did not move; what the answer has for that.
+    /// Says why the state did not move: the migration fails for it, and QEMU's log says no more than that it did. Returns what
+    /// the answer has for that.
     fn state_stays(&mut self, error: &StateError) -> u64 {
-        self.notes
-            .push((Level::Warn, format!("the device's state does not move: {error}")));
+        let text = format!("the device's state cannot be moved: {error}");
+        self.notes.push((Level::Warn, text));
         1
     }
 

@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::datapath::{RingConfig, RingError};
+use log::Level;
+
+use crate::datapath::{Found, RingConfig, RingError};
 use crate::memory::InflightQueue;
 use crate::vhost_user::{Refusal, Response, VringAddr};
 use crate::virtio::features;
@@ -128,12 +130,12 @@ impl PortDevice {
         let queue = port.queue(index);
         let areas = config.areas();
         let mut result = queue.start(config);
-        if let Err(RingError::InFlight { miss, .. }) = result {
+        if let Err(RingError::InFlight(miss)) = result {
             // If it cannot be asked for now, then when something else is answered.
             self.iommu.ask(miss);
             return Ok(());
         }
-        let waits = |result: &Result<(), RingError>| result.as_ref().is_err_and(RingError::is_unmapped);
+        let waits = |result: &Result<_, RingError>| result.as_ref().is_err_and(RingError::is_unmapped);
         if self.behind_iommu() && waits(&result) {
             if self.iommu.ask_for_ring(&self.view, &areas) {
                 return Ok(());
@@ -144,12 +146,13 @@ impl PortDevice {
                 result = queue.start(config);
             }
             if let (true, Err(error)) = (waits(&result), &result) {
-                self.iommu
-                    .note(format!("{error}, and its pages cannot be put together"));
+                self.iommu.note(format!(
+                    "vring {index} cannot start: {error}, and its pages cannot be put together"
+                ));
                 return Ok(());
             }
         }
-        result?;
+        self.note_found(index, &result?);
         let to_search = self.behind_iommu();
         let vring = self.vring(index);
         (vring.up, vring.running, vring.to_search) = (true, true, to_search);
@@ -157,6 +160,14 @@ impl PortDevice {
             self.port.meet_guest(index);
         }
         Ok(())
+    }
+
+    /// Notes what a ring was found with, for the operator.
+    fn note_found(&mut self, index: u16, found: &[Found]) {
+        let notes = found
+            .iter()
+            .map(|found| (Level::Info, format!("vring {index}: {found}")));
+        self.notes.extend(notes);
     }
 
     /// Stops a ring; where it stood is where it will start again.

@@ -82,7 +82,7 @@ fn a_ring_that_cannot_start_leaves_the_old_one_running() {
     let good = rig.net.driver.config(7);
     rig.net.send(&frame(60, 1));
     rig.net.driver.publish();
-    let layout = |error| RingError::Layout { index: 7, error };
+    let layout = RingError::Layout;
     let high = crate::memory::FrontendAddr(u64::MAX - 63);
     let odd = |addr: crate::memory::FrontendAddr| addr.checked_add(2).unwrap();
     let unmapped = |area, bytes| {
@@ -98,11 +98,7 @@ fn a_ring_that_cannot_start_leaves_the_old_one_running() {
         change(&mut config);
         config
     };
-    let base = |base| RingError::Base {
-        index: 7,
-        base,
-        size: 61,
-    };
+    let base = |base| RingError::Base { base, size: 61 };
     let (desc, driver, device) = (good.desc, good.driver, good.device);
     let rows = [
         (with(&|c| c.size = 0), layout(LayoutError::PackedSize(0))),

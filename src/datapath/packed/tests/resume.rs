@@ -9,13 +9,13 @@ const STALE: [u32; 5] = [0x8000_8000, 0x8000, 0, 0x0003_0003, 0x8002_8001];
 const FRESH: [u32; 3] = [0x8000_8000, 0x8000, 0];
 
 /// Starts the ring anew with a base that is not where it stands.
-fn restart(rig: &Rig, base: u32) {
+fn restart(rig: &Rig, base: u32) -> Vec<Found> {
     rig.queue.stop();
     let config = RingConfig {
         base,
         ..rig.net.driver.config(7)
     };
-    rig.queue.start(config).unwrap();
+    rig.queue.start(config).unwrap()
 }
 
 fn number(frame: &[u8]) -> u32 {
@@ -309,7 +309,8 @@ fn frames_that_a_front_end_passed_over_are_given_back() {
             rig.net.driver.publish();
             let base = drop_available(&rig, SIZE, Position::START);
             assert_eq!(rig.net.driver.reap(), None, "the driver waits for the first");
-            restart(&rig, base);
+            let found = restart(&rig, base);
+            assert!(matches!(found[..], [Found::PassedOver(_)]), "{found:?}");
             assert_eq!(rig.dequeue(), Vec::<Vec<u8>>::new(), "all are lost");
             let given_back = std::iter::from_fn(|| rig.net.driver.reap()).count();
             assert_eq!(given_back, usize::from(waiting), "{stood} {waiting}");

@@ -104,12 +104,15 @@ fn after_a_crash_the_used_index_in_guest_memory_counts() {
     rig.net.driver.set_used_idx(0xfffe);
     rig.net.send(&frame(60, 1));
     rig.net.driver.publish();
-    rig.queue
-        .start(RingConfig {
-            base: 0,
-            ..rig.net.driver.config(7)
-        })
-        .unwrap();
+    let config = RingConfig {
+        base: 0,
+        ..rig.net.driver.config(7)
+    };
+    let found = Found::Elsewhere {
+        base: 0,
+        next: 0xfffe,
+    };
+    assert_eq!(rig.queue.start(config), Ok(vec![found]));
     assert_eq!(rig.dequeue(), [frame(60, 1)]);
     assert_eq!(rig.queue.stop(), Some(0xffff));
 }
@@ -136,7 +139,7 @@ fn a_ring_that_cannot_start_leaves_the_old_one_running() {
     let good = rig.net.driver.config(7);
     rig.net.send(&frame(60, 1));
     rig.net.driver.publish();
-    let layout = |error| Err(RingError::Layout { index: 7, error });
+    let layout = |error| Err(RingError::Layout(error));
     let high = crate::memory::FrontendAddr(u64::MAX - 63);
     let odd = good.desc.checked_add(8).unwrap();
     let (desc_bytes, used_bytes) = (64 * 16, 64 * 8 + 6);
@@ -201,7 +204,6 @@ fn a_ring_that_cannot_start_leaves_the_old_one_running() {
                 ..good.clone()
             },
             Err(RingError::Base {
-                index: 7,
                 base: 0x1_0000,
                 size: 64,
             }),
@@ -226,7 +228,7 @@ fn a_ring_area_that_ends_with_its_region_starts_and_one_byte_more_does_not() {
     let queue = Queue::new(Direction::Dequeue, Arc::new(|_| {}));
     let end = 0x1000 + 0x4000 + crate::model::FRONTEND_OFFSET;
     let fits = (end - (6 + 8 * 16)) & !3;
-    assert_eq!(queue.start(config(fits)), Ok(()));
+    assert_eq!(queue.start(config(fits)), Ok(vec![]));
     assert!(queue.start(config(fits + 4)).is_err());
 }
 

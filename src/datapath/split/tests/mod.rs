@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::datapath::testing::*;
 use crate::datapath::{
-    Direction, FaultReason, Queue, RingConfig, RingError, RingFault, RxSlot, Sent, TxSlot, BURST,
+    Direction, FaultReason, Found, Queue, RingConfig, RingError, RingFault, RxSlot, Sent, TxSlot, BURST,
 };
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Driver, GuestMemory, Net, Pool, Virtqueue};
