@@ -12,7 +12,7 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs` (with `ovsdb`), `vm` (with `image`, `shell`, `ping`, `numbered`), `party` (with
-//! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `quick_guest`, `unixctl`, what
+//! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `wire`, `quick_guest`, `unixctl`, what
 //! vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`), `libvirt` (with `mounts`), `recipe`, and
 //! `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
@@ -59,6 +59,7 @@ mod unixctl;
 mod user;
 mod vm;
 mod wait;
+mod wire;
 
 use std::process::ExitCode;
 

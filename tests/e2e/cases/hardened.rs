@@ -12,13 +12,13 @@ use ovs_vhost::model::Driver;
 use super::attack::dirty_log::DirtyLog;
 use super::attack::guest::{Guest, BARE};
 use super::attack::innocent::Traffic;
-use super::attack::wire::{Answer, Message, Wire};
 use super::world::{self, Kind, Port, World, PATIENCE};
 use super::Ctx;
 use crate::frontend::{Frontend, Listener};
 use crate::settings::tool;
 use crate::smaps::Mapping;
 use crate::user::User;
+use crate::wire::{Answer, Message, Wire};
 use crate::{drop_in, ovs, process, systemd, wait};
 
 /// How a switch comes to have few rights.

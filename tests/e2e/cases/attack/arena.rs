@@ -15,10 +15,10 @@ use super::super::world::{self, Kind, Port, World, PATIENCE};
 use super::super::Ctx;
 use super::guest::{bring_up, Guest, BARE};
 use super::innocent::Traffic;
-use super::wire::Wire;
 use crate::frontend::{Frontend, Listener};
 use crate::unixctl::Unixctl;
 use crate::wait;
+use crate::wire::Wire;
 
 /// The attacked port.
 const ATTACKED: &str = "attacked";

@@ -17,8 +17,8 @@ use super::arena::{descriptors, Arena, A_WHILE};
 use super::guest::{Guest, BARE};
 use super::plan::{say_all, single_region, vring_messages};
 use super::usage::Usage;
-use super::wire::{Answer, Message};
 use crate::wait;
+use crate::wire::{Answer, Message};
 
 /// As many as the kernel carries with one message.
 const MOST_FDS: usize = 253;

@@ -18,8 +18,8 @@ use ovs_vhost::virtio::features::*;
 use rustix::event::{eventfd, EventfdFlags};
 
 use super::plan::{Plan, VringPlan};
-use super::wire::Wire;
 use crate::wait;
+use crate::wire::Wire;
 
 /// What every guest here negotiates.
 pub const BARE: Features = VIRTIO_F_VERSION_1.with(VHOST_USER_F_PROTOCOL_FEATURES);

@@ -12,7 +12,7 @@ use ovs_vhost::model::{Driver, PackedDriver, Virtqueue};
 use ovs_vhost::virtio::features::*;
 
 use super::guest::{frame, number, Guest, BARE};
-use super::wire::Wire;
+use crate::wire::Wire;
 
 /// Entries of each ring.
 const SIZE: u16 = 64;

@@ -18,7 +18,7 @@ use super::dirty_log::DirtyLog;
 use super::guest::{Guest, BARE};
 use super::layout::{Layout, PACKED, SPLIT};
 use super::plan::{mem_table, single_region, vring_addr};
-use super::wire::{Answer, Message, Wire};
+use crate::wire::{Answer, Message, Wire};
 
 /// How often each change is made.
 const ROUNDS: usize = 25;

@@ -15,7 +15,7 @@ use super::super::Ctx;
 use super::arena::Arena;
 use super::guest::{Guest, BARE};
 use super::plan::{single_region, Plan};
-use super::wire::Message;
+use crate::wire::Message;
 
 /// A change, and words of the warning that must come of it; none if it is legal and the guest works.
 type Row = (&'static str, fn(&mut Plan), &'static str);

@@ -12,7 +12,7 @@ use super::super::Ctx;
 use super::arena::{descriptors, Arena, Event};
 use super::guest::{Guest, BARE};
 use super::plan::say_all;
-use super::wire::{Answer, Message};
+use crate::wire::{Answer, Message};
 
 /// The events of so many connections are kept.
 const AT_ONCE: usize = 40;

@@ -2,7 +2,7 @@
 //!
 //! * `arena`: the switch, the attacked port, and what must be so after each attack; `innocent`: the traffic beside it;
 //!   `usage`: what the switch holds.
-//! * `guest`: a guest with canaries around its memory; `plan`: what its front-end says; `wire`: how; `layout`: what its rings
+//! * `guest`: a guest with canaries around its memory; `plan`: what its front-end says, said over a `wire`; `layout`: what its rings
 //!   differ in; `dirty_log`: what it lends for a migration.
 //! * `messages`, `memory`, `rings` with `frames` and `offload`, `live`, `exhaustion`: the attacks, a table in each.
 
@@ -20,7 +20,6 @@ mod offload;
 pub mod plan;
 mod rings;
 mod usage;
-pub mod wire;
 
 pub use exhaustion::nothing_stays as exhaustion;
 pub use live::changes as live_changes;

@@ -8,7 +8,7 @@ use ovs_vhost::model::FRONTEND_OFFSET;
 use ovs_vhost::vhost_user::samples::{numbers, state};
 use ovs_vhost::virtio::features::VHOST_F_LOG_ALL;
 
-use super::wire::{Answer, Message, Wire};
+use crate::wire::{Answer, Message, Wire};
 
 /// What is said of one vring.
 pub struct VringPlan {

@@ -19,8 +19,8 @@ use super::frames::{self, readable};
 use super::guest::{frame, Guest, BARE};
 use super::layout::{Layout, Noise, PACKED, SPLIT};
 use super::offload;
-use super::wire::{Message, Wire};
 use crate::wait;
+use crate::wire::{Message, Wire};
 
 /// The vrings of the one queue pair.
 const RX: usize = 0;
