@@ -108,7 +108,7 @@ bench: cargo ## Our bursts beside those of DPDK's vhost library, in nanoseconds 
 
 bench-pvp: build ## Cycles per packet in a real switch, the plugin against the stock ports
 	@.ci/deps.sh test
-	$(E2E_ENV) $(E2E) pvp --json target/bench/pvp.json $(RINGS)
+	$(E2E_ENV) $(E2E_FAST) pvp --json target/bench/pvp.json $(RINGS)
 
 bench-control: build ## Reconnects by the hundred, memory per port, ports that come and go beside running ones
 	@.ci/deps.sh test

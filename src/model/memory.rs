@@ -33,8 +33,23 @@ impl GuestMemory {
     ///
     /// If they are no valid memory table.
     pub fn with_regions(regions: &[(GuestAddr, u64)]) -> Self {
+        Self::made(regions, 0)
+    }
+
+    /// One region at `first`, of `size` bytes and what makes them whole huge pages of 2 MiB.
+    ///
+    /// # Panics
+    ///
+    /// If the system has none to give.
+    pub fn in_huge_pages(first: GuestAddr, size: u64) -> Self {
+        let size = size.next_multiple_of(2 << 20);
+        Self::made(&[(first, size)], libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)
+    }
+
+    /// Regions of a file that `flags` say more of.
+    fn made(regions: &[(GuestAddr, u64)], flags: libc::c_uint) -> Self {
         let size = regions.iter().map(|(_, size)| size).sum();
-        let file = memfd(size).unwrap_or_else(|error| panic!("memfd of {size} bytes: {error}"));
+        let file = memfd(size, flags).unwrap_or_else(|error| panic!("memfd of {size} bytes: {error}"));
         let mut mmap_offset = 0;
         let mut mapped = Vec::new();
         for &(guest, size) in regions {
@@ -130,9 +145,9 @@ impl GuestMemory {
     }
 }
 
-fn memfd(size: u64) -> io::Result<OwnedFd> {
+fn memfd(size: u64, flags: libc::c_uint) -> io::Result<OwnedFd> {
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"model-guest".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"model-guest".as_ptr(), libc::MFD_CLOEXEC | flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -28,22 +28,28 @@ pub fn fresh(features: Features) -> u16 {
     }
 }
 
+/// What is said of where a ring is; `log`: under which guest address writes to its used ring are logged, if they are.
+pub fn addresses(ring: &RingConfig, log: Option<u64>) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: ring.size,
+        queue_size: ring.size,
+        flags: log.map_or(0, |_| VHOST_VRING_F_LOG),
+        desc_table_addr: ring.desc.0,
+        avail_ring_addr: ring.driver.0,
+        used_ring_addr: ring.device.0,
+        log_addr: log,
+    }
+}
+
+const VHOST_VRING_F_LOG: u32 = 1;
+
 /// Starts a ring at `base`. Where it has to be enabled, that is left to do.
 pub fn start_ring(frontend: &Frontend, ring: &RingConfig, base: u16, kick: &EventFd) -> vhost::Result<()> {
     let index = usize::from(ring.index);
     let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-    let addresses = VringConfigData {
-        queue_max_size: ring.size,
-        queue_size: ring.size,
-        flags: 0,
-        desc_table_addr: ring.desc.0,
-        avail_ring_addr: ring.driver.0,
-        used_ring_addr: ring.device.0,
-        log_addr: None,
-    };
     frontend.set_vring_num(index, ring.size)?;
     frontend.set_vring_base(index, base)?;
-    frontend.set_vring_addr(index, &addresses)?;
+    frontend.set_vring_addr(index, &addresses(ring, None))?;
     frontend.set_vring_call(index, &call)?;
     frontend.set_vring_kick(index, kick)
 }

@@ -12,9 +12,9 @@
 //!
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs` (with `ovsdb`), `vm` (with `image`, `shell`, `ping`, `numbered`), `party` (with
-//! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `wire`, `quick_guest`, `unixctl`, what
-//! vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`), `libvirt` (with `mounts`), `recipe`, and
-//! `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
+//! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `wire`, `quick_guest` (with
+//! `traffic`), `unixctl`, what vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`), `libvirt` (with
+//! `mounts`), `recipe`, and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
 
 mod announcement;
 mod cases;
@@ -53,6 +53,7 @@ mod stream;
 mod systemd;
 mod tcp;
 mod testpmd;
+mod traffic;
 mod tshark;
 mod turn;
 mod unixctl;

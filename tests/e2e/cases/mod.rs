@@ -172,6 +172,11 @@ const CASES: &[Case] = &[
         vm::dpdk_init_at_run_time,
     ),
     plugin("bench/pvp", &[Need::Testpmd, Need::Hugepages], bench::pvp),
+    plugin(
+        "bench/pvp-beyond-testpmd",
+        &[Need::Testpmd, Need::Hugepages],
+        bench::pvp_beyond,
+    ),
     plugin("bench/control", &[Need::Testpmd, Need::Hugepages], bench::control),
     plugin("bench/latency", &[Need::Testpmd, Need::Hugepages], bench::latency),
     plugin(

@@ -1,4 +1,5 @@
-//! What goes round between testpmd's ports: frames that are laid into the rings once, and are forwarded from then on.
+//! What goes through the switch. Between testpmd's ports frames go round: they are laid into the rings once, and are forwarded
+//! from then on.
 
 use anyhow::Result;
 
@@ -79,6 +80,13 @@ pub const FLOWS: Load = Load {
     name: "64, flows",
     flows: true,
     ..B64
+};
+
+/// As large as a frame gets whose segments somebody else cuts; quick guests have no other.
+pub const B64K: Load = Load {
+    name: "64K",
+    runs: &[],
+    flows: false,
 };
 
 impl Load {

@@ -1,96 +1,43 @@
 //! `e2e pvp`: what a packet costs the poll thread, with the plugin and with the stock ports, side by side.
 //!
-//! A real switch with one poll thread and two or more dpdkvhostuserclient ports, testpmd bouncing packets between them from the
-//! other core: every packet crosses the poll thread twice a round, once out of a guest's ring and once into another.
+//! A real switch with one poll thread and two or more dpdkvhostuserclient ports, and peers on the other core: testpmd, which
+//! bounces packets between them, so that every packet crosses the poll thread twice a round, once out of a guest's ring and
+//! once into another; or two guests of our own that send each other all they can, for what testpmd does not do.
 //! The same patched vswitchd runs once without the plugin and once with it, in turn, so that what the machine does
 //! meanwhile hits both alike; the median of the pairs' ratios is what counts, the figures themselves are this machine's. Where
 //! the host moved a core between two samples they are no pair: such are measured again, and told of.
 
 mod distance;
 mod load;
+mod peers;
 mod report;
 mod sample;
+mod shapes;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 
 use crate::settings::Settings;
 use crate::sides::{self, check_needs, keep, Side};
-use crate::testpmd::{Capacity, Rings, USUAL};
 use crate::wait;
 pub use distance::{stay_beside_the_poll_thread, Aside};
 use load::Load;
 use report::Report;
+pub use sample::Times;
 use sample::{Pair, Sample, Shape};
+use shapes::SHAPES;
 
 const USAGE: &str = "usage: e2e pvp [--pairs N] [--seconds N] [--load LOAD] [--json FILE] [RINGS...]";
 
-const TWO_PORTS: Shape = Shape {
-    name: "split",
-    rings: Rings::PLAIN,
-    ports: 2,
-    queues: 1,
-    capacity: USUAL,
-    loads: &[load::B64, load::B256, load::B512, load::B1518, load::IMIX],
-};
-
-/// What is measured, by name, with what is sent.
-const SHAPES: [Shape; 8] = [
-    Shape {
-        name: "split-mergeable",
-        rings: Rings::MERGEABLE,
-        ..TWO_PORTS
-    },
-    TWO_PORTS,
-    Shape {
-        name: "in-order",
-        rings: Rings {
-            in_order: true,
-            ..Rings::PLAIN
-        },
-        loads: &[load::B64, load::B512],
-        ..TWO_PORTS
-    },
-    Shape {
-        name: "packed",
-        rings: Rings::PACKED_MERGEABLE,
-        ..TWO_PORTS
-    },
-    Shape {
-        name: "two-queue-pairs",
-        rings: Rings::MERGEABLE,
-        queues: 2,
-        loads: &[load::B64],
-        ..TWO_PORTS
-    },
-    Shape {
-        name: "eight-ports",
-        rings: Rings::MERGEABLE,
-        ports: 8,
-        loads: &[load::B64],
-        ..TWO_PORTS
-    },
-    Shape {
-        name: "thousand-flows",
-        rings: Rings::MERGEABLE,
-        capacity: Capacity { ring: 1024, ..USUAL },
-        loads: &[load::FLOWS],
-        ..TWO_PORTS
-    },
-    Shape {
-        name: "jumbo",
-        rings: Rings::MERGEABLE,
-        capacity: Capacity { mtu: 9000, ..USUAL },
-        loads: &[load::B9000],
-        ..TWO_PORTS
-    },
-];
+/// Before anything is measured.
+const WARM_UP: Duration = Duration::from_millis(1500);
 
 /// What is measured.
 pub struct Plan {
     pub pairs: usize,
-    pub seconds: u64,
+    pub times: Times,
     /// How often a pair is measured at most, where the host spoils it, before there is one less.
     pub attempts: u32,
     /// Packets of the load of this name only.
@@ -104,7 +51,10 @@ impl Plan {
     fn parse(arguments: &[String]) -> Option<Self> {
         let mut plan = Plan {
             pairs: 5,
-            seconds: 3,
+            times: Times {
+                warm_up: WARM_UP,
+                measured: Duration::from_secs(3),
+            },
             attempts: 4,
             load: None,
             json: None,
@@ -114,14 +64,14 @@ impl Plan {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--pairs" => plan.pairs = arguments.next()?.parse().ok()?,
-                "--seconds" => plan.seconds = arguments.next()?.parse().ok()?,
+                "--seconds" => plan.times.measured = Duration::from_secs(arguments.next()?.parse().ok()?),
                 "--load" => plan.load = Some(arguments.next()?.clone()),
                 "--json" => plan.json = Some(arguments.next()?.clone()),
                 option if option.starts_with('-') => return None,
                 filter => plan.filters.push(filter.into()),
             }
         }
-        (plan.pairs > 0 && plan.seconds > 0).then_some(plan)
+        (plan.pairs > 0 && !plan.times.measured.is_zero()).then_some(plan)
     }
 
     /// Which of the shape's loads.
@@ -148,7 +98,7 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
     ensure!(
         !shapes.is_empty(),
         "no such rings; there are {:?}",
-        SHAPES.map(|shape| shape.name)
+        SHAPES.each_ref().map(|shape| shape.name)
     );
     for shape in shapes {
         for pair in 1..=plan.pairs {
@@ -158,7 +108,7 @@ pub fn run(settings: &Settings, plan: &Plan) -> Result<()> {
         print!("{}", report.table(shape.name));
     }
     if let Some(file) = &plan.json {
-        keep(settings, file, &report.json(plan.seconds), &report.chart())?;
+        keep(settings, file, &report.json(plan.times.measured), &report.chart())?;
     }
     Ok(())
 }
@@ -169,7 +119,7 @@ fn measure_pair(settings: &Settings, plan: &Plan, shape: &Shape, report: &mut Re
     for attempt in 1..=plan.attempts {
         let side = |side: Side| {
             ensure!(!wait::interrupted(), "interrupted");
-            measure(settings, shape, &loads, side, plan.seconds)
+            measure(settings, shape, &loads, side, plan.times)
                 .with_context(|| format!("{} with {} ports", shape.name, side.name()))
         };
         let (stock, plugin) = (side(Side::Stock)?, side(Side::Plugin)?);
@@ -202,8 +152,8 @@ fn measure(
     shape: &Shape,
     loads: &[Load],
     side: Side,
-    seconds: u64,
+    times: Times,
 ) -> Result<Vec<Sample>> {
     let dir = tempfile::Builder::new().prefix("ovs-pvp-").tempdir()?;
-    sample::run(&side.settings(settings), dir.path(), shape, loads, seconds)
+    sample::run(&side.settings(settings), dir.path(), shape, loads, times)
 }

@@ -1,6 +1,7 @@
 //! Samples in, medians and ratios out: as a table to read and as JSON to keep.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::sample::{Pair, Sample};
 use crate::chart::{Bar, Chart, Scale};
@@ -84,10 +85,11 @@ impl Report {
     }
 
     /// All samples and what the table says of them.
-    pub fn json(&self, seconds: u64) -> String {
+    pub fn json(&self, measured: Duration) -> String {
         let rows: Vec<String> = self.rows.iter().map(Row::json).collect();
         format!(
-            "{{\"seconds\": {seconds}, \"rows\": [\n  {}\n]}}\n",
+            "{{\"seconds\": {}, \"rows\": [\n  {}\n]}}\n",
+            measured.as_secs_f64(),
             rows.join(",\n  ")
         )
     }

@@ -1,4 +1,4 @@
-//! One measurement: a switch, two ports, a packet loop, and the poll thread's own account of its cycles.
+//! One measurement: a switch, ports, peers on them, and the poll thread's own account of its cycles.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,26 +7,30 @@ use anyhow::{ensure, Context, Result};
 
 use super::distance;
 use super::load::Load;
-use crate::cases::world::{Kind, Port, World, PATIENCE};
+use super::peers::{Guests, Peers};
+use crate::cases::world::{self, Kind, World};
+use crate::ovs::Options;
 use crate::settings::Settings;
-use crate::testpmd::{Capacity, Device, Rings, Testpmd};
-use crate::wait;
 
-/// Rings to measure, and what to send through them.
+/// What to measure, and what to send through it.
 pub struct Shape {
     pub name: &'static str,
-    pub rings: Rings,
     /// Ports, of which every two exchange packets.
     pub ports: usize,
-    /// Queue pairs of each.
-    pub queues: u16,
-    pub capacity: Capacity,
+    pub guests: Guests,
+    /// `other_config` of the switch, where it is not the usual.
+    pub other_config: &'static [&'static str],
     /// What is sent.
     pub loads: &'static [Load],
 }
 
-/// How long packets go round before anything is measured: caches, pools and the flow cache are warm then.
-const WARM_UP: Duration = Duration::from_millis(1500);
+/// How long to measure.
+#[derive(Clone, Copy)]
+pub struct Times {
+    /// How long packets go before anything is measured: caches, pools and the flow cache are warm then.
+    pub warm_up: Duration,
+    pub measured: Duration,
+}
 
 /// Matches nothing that is sent, but has the switch look at more of a packet than at its port: else all are one flow to it.
 const TELLS_FLOWS_APART: &str = "priority=40000,udp,nw_dst=10.0.0.1,tp_src=1,actions=drop";
@@ -67,32 +71,21 @@ impl Pair {
     }
 }
 
-/// Measures each of `loads` for `seconds`.
+/// Measures each of `loads`.
 pub fn run(
     settings: &Settings,
     dir: &Path,
     shape: &Shape,
     loads: &[Load],
-    seconds: u64,
+    times: Times,
 ) -> Result<Vec<Sample>> {
-    let world = World::new(settings, dir, true)?;
-    let ports = world.many_testpmd_ports(Kind::Client, shape.ports)?;
-    for port in &ports {
-        world.ovs.vsctl(&format!(
-            "set Interface {} mtu_request={}",
-            port.name, shape.capacity.mtu
-        ))?;
-    }
-    let device = |port: &Port| Device {
-        queues: shape.queues,
-        ..port.device(shape.rings)
+    let options = Options {
+        other_config: shape.other_config.to_vec(),
+        ..world::options(settings, true)
     };
-    let devices: Vec<Device> = ports.iter().map(device).collect();
-    let mut testpmd = Testpmd::start_with(&devices, shape.capacity, dir)?;
-    for port in &ports {
-        world.ovs.wait_link(&port.name, true, PATIENCE)?;
-        world.check_rings(port, shape.rings.packed, shape.rings.in_order)?;
-    }
+    let world = World::with(settings, dir, options, true)?;
+    let ports = world.many_testpmd_ports(Kind::Client, shape.ports)?;
+    let mut peers = shape.guests.come(&world, &ports)?;
     loads
         .iter()
         .map(|load| {
@@ -100,53 +93,30 @@ pub fn run(
             if load.flows {
                 world.ovs.ofctl(&format!("add-flow br0 {TELLS_FLOWS_APART}"))?;
             }
-            let sample = measure(&world, &mut testpmd, load, seconds);
+            let sample = measure(&world, peers.as_mut(), load, times);
             sample.with_context(|| load.name)
         })
         .collect()
 }
 
-/// Sends a load round for `seconds`, then lets its packets leave the rings.
-fn measure(world: &World, testpmd: &mut Testpmd, load: &Load, seconds: u64) -> Result<Sample> {
+/// Has a load go through the switch for a while, and then its packets leave the rings.
+fn measure(world: &World, peers: &mut dyn Peers, load: &Load, times: Times) -> Result<Sample> {
     let before = distance::measure();
-    load.start(testpmd)?;
-    std::thread::sleep(WARM_UP);
+    peers.start(load)?;
+    std::thread::sleep(times.warm_up);
     world.ovs.appctl("dpif-netdev/pmd-stats-clear")?;
     let start = Instant::now();
-    std::thread::sleep(Duration::from_secs(seconds));
+    std::thread::sleep(times.measured);
     let stats = world.ovs.appctl("dpif-netdev/pmd-stats-show")?;
     let elapsed = start.elapsed();
-    testpmd.command("stop", "Done.")?;
-    let distance = [before, distance::measure()];
-    drain(world, testpmd)?;
+    peers.stop(world)?;
     let packets = value(&stats, "packets received:")?;
-    ensure!(packets > 1000.0, "only {packets} packets went round");
+    ensure!(packets > 1000.0, "only {packets} packets went through");
     Ok(Sample {
         cycles: value(&stats, "avg processing cycles per packet:")?,
         mpps: packets / elapsed.as_secs_f64() / 1e6,
-        distance,
+        distance: [before, distance::measure()],
     })
-}
-
-/// Receives what is still in the rings and sends nothing.
-fn drain(world: &World, testpmd: &mut Testpmd) -> Result<()> {
-    testpmd.command("set fwd rxonly", "Set rxonly packet forwarding mode")?;
-    testpmd.command("start", "packet forwarding")?;
-    let mut before = None;
-    wait::until_true("the rings to be empty", PATIENCE, || {
-        std::thread::sleep(Duration::from_millis(50));
-        let now = world.ovs.ofctl("dump-flows br0")?;
-        let still = before.as_deref().is_some_and(|old| packets(old) == packets(&now));
-        before = Some(now);
-        Ok(still)
-    })?;
-    testpmd.command("stop", "Done.").map(drop)
-}
-
-/// The packet counts in a listing of flows.
-fn packets(flows: &str) -> Vec<&str> {
-    let count = |line| -> Option<&str> { str::split_once(line, "n_packets=")?.1.split(',').next() };
-    flows.lines().filter_map(count).collect()
 }
 
 /// The number behind `name` of the poll thread that moved packets; main has such lines too, after it or before it.

@@ -55,7 +55,7 @@ const ROWS: &[Row] = &[
     ("guests that come back with other numbers of queues", |stage| {
         let port = stage.add_port(Kind::Client)?;
         for pairs in [2, 1, 4] {
-            let guest = stage.guest(&port)?;
+            let mut guest = stage.guest(&port)?;
             (1..pairs).try_for_each(|pair| guest.start_pair(pair))?;
             stage.world.ovs.wait_link(&port.name, true, PATIENCE)?;
             drop(guest);

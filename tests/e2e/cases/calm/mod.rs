@@ -1,10 +1,9 @@
 //! Ports that come, go, and are left again beside two that carry four fifths of what they can: these lose nothing, and nobody
 //! who adds or deletes a port waits for a peer, however obstinate it is.
 //!
-//! `load`: the two guests, and their account; `stage`: the switch, and what is measured; `company`: the peers, a row for each.
+//! `stage`: the switch under the `traffic` of two guests, and what is measured; `company`: the peers, a row for each.
 
 mod company;
-mod load;
 mod stage;
 
 use anyhow::{ensure, Result};

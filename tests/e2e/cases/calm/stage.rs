@@ -6,18 +6,20 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::super::world::{Kind, Port, World, PATIENCE};
-use super::load::Load;
 use crate::frontend::{Frontend, Listener};
 use crate::quick_guest::Guest;
 use crate::samples::Report;
 use crate::settings::Settings;
 use crate::sides::{Side, Spread};
+use crate::traffic::{Traffic, Ways};
 use crate::wait;
 
 /// How long the guests send all they can.
 const SEARCH: Duration = Duration::from_millis(500);
 /// Of what they carry, in hundredths.
 const SHARE: u64 = 80;
+/// Of the guests: who adds and deletes ports goes first.
+const NICE: i32 = 10;
 /// A while of that.
 const WHILE: Duration = Duration::from_millis(300);
 
@@ -25,7 +27,7 @@ const WHILE: Duration = Duration::from_millis(300);
 pub struct Stage<'a> {
     pub world: World,
     side: Side,
-    load: Load,
+    load: Traffic,
     report: &'a mut Report,
     /// Who is beside the running ports.
     company: &'static str,
@@ -63,7 +65,7 @@ impl<'a> Stage<'a> {
         let mut stage = Stage {
             world,
             side,
-            load: Load::start(guests)?,
+            load: Traffic::start(guests, Ways::Both, NICE)?,
             report,
             company: "nobody",
             times: Vec::new(),

@@ -1,4 +1,4 @@
-//! Two guests that send each other numbered frames at a steady rate, in a thread of their own, and account for each of them.
+//! Two quick guests that send each other numbered frames at a steady rate, in a thread of their own, and account for each of them.
 //! There are never more under way than the receiver has buffers for, so a frame that is lost was lost by the switch.
 //!
 //! They look at the clock all the time, and so know when they did not get to run themselves: what they call a wait is a time
@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use crate::pvp::stay_beside_the_poll_thread;
-use crate::quick_guest::{Guest, Ring, SIZE};
+use crate::quick_guest::{Guest, Ring};
 
-/// Frames under way in one direction: as many as a ring has buffers.
-const WINDOW: u64 = SIZE as u64;
 /// Frames sent between two looks.
 const BURST: u64 = 32;
 /// Who has not looked for so long was asleep.
@@ -27,10 +25,19 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A frame that is under way for longer does not come any more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Which way the frames go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// From the first to the second.
+    There,
+    /// Either way.
+    Both,
+}
+
 /// Traffic under way.
-pub struct Load {
+pub struct Traffic {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<JoinHandle<Result<[Guest; 2]>>>,
 }
 
 /// Relaxed, all of it: numbers that belong to nothing else.
@@ -47,14 +54,13 @@ struct Shared {
 
 /// The number of frames that do not count.
 const GREETING: u64 = 0;
-/// Of the guests.
-const NICE: i32 = 10;
 /// More frames a second than guests can send.
 const ALL_THEY_CAN: u64 = 1_000_000_000;
 
-impl Load {
-    /// Has guests that are up begin, and send all they can.
-    pub fn start(guests: [Guest; 2]) -> Result<Load> {
+impl Traffic {
+    /// Has guests that are up begin, and send all they can. Who else has something to do on their core goes first if they are
+    /// `nice`.
+    pub fn start(guests: [Guest; 2], ways: Ways, nice: i32) -> Result<Traffic> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             rate: AtomicU64::new(ALL_THEY_CAN),
@@ -63,13 +69,16 @@ impl Load {
             wait: AtomicU64::new(0),
         });
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
-            stay_beside_the_poll_thread();
-            // Who adds and deletes ports goes first.
-            rustix::process::nice(NICE)?;
-            talk(guests, &of_thread)
-        })?;
-        Ok(Load {
+        let thread = std::thread::Builder::new()
+            .name("traffic".into())
+            .spawn(move || {
+                stay_beside_the_poll_thread();
+                rustix::process::nice(nice)?;
+                let mut guests = guests;
+                talk(&mut guests, ways, &of_thread)?;
+                Ok(guests)
+            })?;
+        Ok(Traffic {
             shared,
             thread: Some(thread),
         })
@@ -104,31 +113,36 @@ impl Load {
     }
 
     /// Lets what is under way arrive.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<[Guest; 2]> {
         self.join()
     }
 
-    fn join(&mut self) -> Result<()> {
+    fn join(&mut self) -> Result<[Guest; 2]> {
         self.shared.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
+            None => bail!("the guests have gone"),
             Some(Ok(result)) => result.context("the guests beside"),
             Some(Err(_)) => Err(anyhow!("a device broke the rules towards the guests beside")),
         }
     }
 }
 
-impl Drop for Load {
+impl Drop for Traffic {
     fn drop(&mut self) {
         let _ = self.join();
     }
 }
 
-fn talk([mut a, mut b]: [Guest; 2], shared: &Shared) -> Result<()> {
-    greet(&mut a.transmitq, &mut b.receiveq)?;
-    greet(&mut b.transmitq, &mut a.receiveq)?;
+fn talk([a, b]: &mut [Guest; 2], ways: Ways, shared: &Shared) -> Result<()> {
+    let mut lanes = vec![Lane::new(&mut a.transmitq, &mut b.receiveq)];
+    if ways == Ways::Both {
+        lanes.push(Lane::new(&mut b.transmitq, &mut a.receiveq));
+    }
+    for lane in &mut lanes {
+        lane.greet()?;
+    }
     let mut last = Instant::now();
-    let mut lanes = [Lane::new(last), Lane::new(last)];
+    lanes.iter_mut().for_each(|lane| lane.saw_one(last));
     let mut pace = Pace::default();
     loop {
         let now = Instant::now();
@@ -142,11 +156,9 @@ fn talk([mut a, mut b]: [Guest; 2], shared: &Shared) -> Result<()> {
         }
         // Who sleeps sends nothing, and does not make up for it.
         let more = if awake && !stop { pace.frames(passed) } else { 0 };
-        let [there, back] = &mut lanes;
-        let arrived = there.step(&mut a.transmitq, &mut b.receiveq, more, now)?
-            + back.step(&mut b.transmitq, &mut a.receiveq, more, now)?;
-        shared.arrived.fetch_add(arrived, Ordering::Relaxed);
         for lane in &mut lanes {
+            let arrived = lane.step(more, now)?;
+            shared.arrived.fetch_add(arrived, Ordering::Relaxed);
             let wait = u64::try_from(lane.wait(now, awake).as_nanos()).unwrap_or(u64::MAX);
             shared.wait.fetch_max(wait, Ordering::Relaxed);
         }
@@ -156,25 +168,6 @@ fn talk([mut a, mut b]: [Guest; 2], shared: &Shared) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-/// Sends frames that do not count, for as long as some may get lost, and until one arrives.
-fn greet(from: &mut Ring, to: &mut Ring) -> Result<()> {
-    let start = Instant::now();
-    while start.elapsed() < UNSETTLED + PATIENCE {
-        from.send(GREETING);
-        from.publish();
-        std::thread::sleep(PAUSE);
-        let mut arrived = false;
-        while to.receive()?.is_some() {
-            arrived = true;
-        }
-        to.give_back();
-        if arrived && start.elapsed() > UNSETTLED {
-            return Ok(());
-        }
-    }
-    bail!("no greeting arrived")
 }
 
 /// How many frames are due as time goes by.
@@ -195,7 +188,9 @@ impl Pace {
 }
 
 /// One direction. Frames are numbered from 1.
-struct Lane {
+struct Lane<'a> {
+    from: &'a mut Ring,
+    to: &'a mut Ring,
     /// Numbers of the last frames that should have been sent, that was, and that arrived.
     due: u64,
     sent: u64,
@@ -207,9 +202,12 @@ struct Lane {
     content: Instant,
 }
 
-impl Lane {
-    fn new(now: Instant) -> Lane {
+impl<'a> Lane<'a> {
+    fn new(from: &'a mut Ring, to: &'a mut Ring) -> Lane<'a> {
+        let now = Instant::now();
         Lane {
+            from,
+            to,
             due: 0,
             sent: 0,
             received: 0,
@@ -219,20 +217,40 @@ impl Lane {
         }
     }
 
+    /// Sends frames that do not count, for as long as some may get lost, and until one arrives.
+    fn greet(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < UNSETTLED + PATIENCE {
+            self.from.send(GREETING);
+            self.from.publish();
+            std::thread::sleep(PAUSE);
+            let mut arrived = false;
+            while self.to.receive()?.is_some() {
+                arrived = true;
+            }
+            self.to.give_back();
+            if arrived && start.elapsed() > UNSETTLED {
+                return Ok(());
+            }
+        }
+        bail!("no greeting arrived")
+    }
+
     fn under_way(&self) -> u64 {
         self.sent - self.received
     }
 
     /// Sends what is due, `more` than before, and takes what has come: how many did.
-    fn step(&mut self, from: &mut Ring, to: &mut Ring, more: u64, now: Instant) -> Result<u64> {
+    fn step(&mut self, more: u64, now: Instant) -> Result<u64> {
         self.due += more;
-        let until = self.due.min(self.received + WINDOW).min(self.sent + BURST);
-        while self.sent < until && from.send(self.sent + 1) {
+        let window = self.received + self.to.holds();
+        let until = self.due.min(window).min(self.sent + BURST);
+        while self.sent < until && self.from.send(self.sent + 1) {
             self.sent += 1;
         }
-        from.publish();
+        self.from.publish();
         let before = self.received;
-        while let Some(number) = to.receive()? {
+        while let Some(number) = self.to.receive()? {
             if number == GREETING {
                 continue;
             }
@@ -244,9 +262,9 @@ impl Lane {
             self.lost += number - awaited.start();
             self.received = number;
         }
-        to.give_back();
+        self.to.give_back();
         if self.received > before || self.under_way() == 0 {
-            (self.arrived, self.content) = (now, now);
+            self.saw_one(now);
         }
         ensure!(
             now.saturating_duration_since(self.arrived) < PATIENCE,
@@ -255,6 +273,10 @@ impl Lane {
             self.sent
         );
         Ok(self.received - before)
+    }
+
+    fn saw_one(&mut self, now: Instant) {
+        (self.arrived, self.content) = (now, now);
     }
 
     /// For how long frames have been waiting for the switch, as far as somebody was awake to see it.
