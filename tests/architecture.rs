@@ -176,3 +176,29 @@ fn only_the_border_names_open_vswitch_types() {
         assert!(!names_c || name.starts_with("ovs/"), "{name} knows a C type");
     }
 }
+
+/// What reads the clock that people set, and that jumps.
+const WALL_CLOCKS: &[&str] = &[
+    "SystemTime",
+    "CLOCK_REALTIME",
+    "time_wall",
+    "gettimeofday",
+    "time(NULL)",
+];
+
+#[test]
+fn a_clock_that_jumps_is_read_for_the_times_in_captures_alone() {
+    let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("c-shim");
+    let shim = fs::read_dir(shim).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        (path.display().to_string(), fs::read_to_string(path).unwrap())
+    });
+    let rust = sources().into_iter().filter(|(name, _)| !holds_tests(name));
+    let reads = |text: &str| code(text).any(|line| WALL_CLOCKS.iter().any(|clock| line.contains(clock)));
+    let found: Vec<String> = rust
+        .chain(shim)
+        .filter(|(_, text)| reads(text))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(found, ["tap/capture.rs"]);
+}
