@@ -3,6 +3,7 @@
 #   OVS_SRC=/path   build against this Open vSwitch source tree instead of the packaged one
 #   KEEP=1          `make demo` leaves everything running and says how to look around
 #   CASES="a b"     `make check-vm` runs only the cases whose names contain a or b
+#   MINUTES=30      how long `make soak` deals blows; SEED=n deals the same again, BLOWS=killed only those so named
 #   SECONDS=60      how long `make fuzz` runs each target; TARGET=split_ring runs one
 
 .DEFAULT_GOAL := help
@@ -22,11 +23,11 @@ E2E_FAST = $(CARGO) test -q --release --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-ovs-all check-bench check-tools check-testpmd check-vm fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-ovs-all check-bench check-tools check-testpmd check-vm soak fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@sed -n '3,6s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+	@sed -n '3,7s/^# \{0,1\}//p' $(MAKEFILE_LIST)
 
 cargo:
 	@command -v $(CARGO) >/dev/null || { echo "No cargo: install a Rust toolchain (1.85 or newer), see https://rustup.rs" >&2; exit 1; }
@@ -92,6 +93,10 @@ check-testpmd: build-all ## Packet loops with testpmd on every kind of ring, and
 check-vm: build-all ## Real guests, real testpmd, restarts, bad input, leaks
 	@.ci/deps.sh test
 	$(E2E_ENV) $(E2E) $(CASES)
+
+soak: build-all ## Kills, stops, full disks, crowds and the like at random under load, every packet accounted for
+	@.ci/deps.sh test
+	$(E2E_ENV) E2E_SOAK_MINUTES=$(or $(MINUTES),30) E2E_SOAK_SEED=$(SEED) E2E_SOAK_BLOWS="$(BLOWS)" $(E2E) soak/bad-luck
 
 fuzz: cargo ## Every fuzzer for a while, under AddressSanitizer (nightly toolchain)
 	.ci/fuzz.sh $(or $(SECONDS),60) $(TARGET)

@@ -46,7 +46,7 @@ const VHOST_VRING_F_LOG: u32 = 1;
 /// Starts a ring at `base`. Where it has to be enabled, that is left to do.
 pub fn start_ring(frontend: &Frontend, ring: &RingConfig, base: u16, kick: &EventFd) -> vhost::Result<()> {
     let index = usize::from(ring.index);
-    let call = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
+    let call = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("an eventfd");
     frontend.set_vring_num(index, ring.size)?;
     frontend.set_vring_base(index, base)?;
     frontend.set_vring_addr(index, &addresses(ring, None))?;

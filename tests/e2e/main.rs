@@ -13,14 +13,16 @@
 //! Where to start: `cases/mod.rs` has the table of cases, `cases/world.rs` what most of them stand on. Below that,
 //! one file for each thing a case handles: `ovs` (with `ovsdb`), `vm` (with `image`, `shell`, `ping`, `numbered`), `party` (with
 //! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `wire`, `quick_guest` (with
-//! `traffic`), `unixctl`, what vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`), `libvirt` (with
-//! `mounts`), `recipe`, and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them. `settings` has the environment variables.
+//! `traffic`), `unixctl`, what vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`,
+//! `usage`, `disk`), `libvirt` (with `mounts`), `recipe`, and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them.
+//! `settings` has the environment variables.
 
 mod announcement;
 mod cases;
 mod chart;
 mod control;
 mod demo;
+mod disk;
 mod drop_in;
 mod evidence;
 mod frontend;
@@ -57,6 +59,7 @@ mod traffic;
 mod tshark;
 mod turn;
 mod unixctl;
+mod usage;
 mod user;
 mod vm;
 mod wait;

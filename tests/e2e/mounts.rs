@@ -42,8 +42,9 @@ impl MountNs {
     }
 }
 
-/// Moves the calling thread, which has to be short-lived, to mounts of its own.
-fn leave_mounts() -> io::Result<()> {
+/// Moves the calling thread, and all that it starts from now on, to mounts of its own: those that it sees now, and what is
+/// mounted later.
+pub fn leave_mounts() -> io::Result<()> {
     // SAFETY: unshare moves only this thread; no memory is touched.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } == -1 {
         return Err(io::Error::last_os_error());

@@ -25,6 +25,11 @@ pub struct Settings {
     pub loop_time: Duration,
     /// How many times a guest is moved (`E2E_MIGRATIONS`).
     pub migrations: usize,
+    /// How long blows are dealt (`E2E_SOAK_MINUTES`), by which dice (`E2E_SOAK_SEED`), and only those whose names contain this
+    /// (`E2E_SOAK_BLOWS`).
+    pub soak_time: Duration,
+    pub soak_seed: Option<u64>,
+    pub soak_blows: Option<String>,
     /// `E2E_SECCOMP=1`: every vswitchd runs behind the system call filter of the systemd drop-in.
     pub seccomp: bool,
     /// `CI=true`: a skipped case is a failure.
@@ -49,6 +54,7 @@ impl Settings {
             .and_then(|text| text.parse().ok())
             .unwrap_or(30);
         let migrations = var("E2E_MIGRATIONS").and_then(|text| text.parse().ok());
+        let minutes = var("E2E_SOAK_MINUTES").and_then(|text| text.parse().ok());
         Settings {
             ovs_tree: path("OVS_TREE").unwrap_or_else(|| root.join("target/ovs")),
             plugin,
@@ -56,6 +62,9 @@ impl Settings {
             nodpdk: path("OVS_TREE_NODPDK").zip(path("E2E_PLUGIN_NODPDK")),
             loop_time: Duration::from_secs(seconds),
             migrations: migrations.unwrap_or(5),
+            soak_time: Duration::from_secs(60 * minutes.unwrap_or(2)),
+            soak_blows: var("E2E_SOAK_BLOWS"),
+            soak_seed: var("E2E_SOAK_SEED").and_then(|text| text.parse().ok()),
             seccomp: var("E2E_SECCOMP").as_deref() == Some("1"),
             ci: var("CI").as_deref() == Some("true"),
             keep: var("KEEP").as_deref() == Some("1"),

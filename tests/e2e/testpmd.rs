@@ -143,6 +143,11 @@ impl Testpmd {
         self.process.pid()
     }
 
+    /// Whether it is still there.
+    pub fn is_alive(&mut self) -> Result<bool> {
+        Ok(self.process.exited()?.is_none())
+    }
+
     /// Counters of a port, as its driver keeps them.
     pub fn counters(&mut self, port: usize) -> Result<Counters> {
         let text = self.command(&format!("show port stats {port}"), "Tx-pps:")?;

@@ -4,6 +4,7 @@
 mod as_stock;
 mod attack;
 mod bad_input;
+mod bad_luck;
 mod bench;
 mod bridged;
 mod calm;
@@ -339,6 +340,7 @@ const CASES: &[Case] = &[
     plugin("soak/reconnect-server", &[], soak::server),
     plugin("soak/reconnect-client", &[], soak::client),
     plugin("soak/client-connects-at-once", &[], soak::connects_at_once),
+    plugin("soak/bad-luck", &[Need::Testpmd], bad_luck::bad_luck),
     plugin(
         "fault/panic-costs-one-port",
         &[Need::Guests, Need::FaultPlugin],

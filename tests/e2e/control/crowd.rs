@@ -72,14 +72,14 @@ fn ready(listeners: &[&Listener]) -> Result<Vec<usize>> {
     Ok(polled.iter().enumerate().filter_map(ready).collect())
 }
 
-/// Adds `count` client ports to the bridge, in one transaction.
-pub fn add_ports(world: &World, count: usize) -> Result<Vec<Port>> {
+/// Adds `count` client ports to a bridge, in one transaction.
+pub fn add_ports(world: &World, bridge: &str, count: usize) -> Result<Vec<Port>> {
     let ports: Vec<Port> = (1..=count)
         .map(|number| world.port(Kind::Client, &format!("crowd{number}")))
         .collect();
     let commands: Vec<String> = ports
         .iter()
-        .map(|port| format!("add-port br0 {} -- {}", port.name, port.vsctl_args()))
+        .map(|port| format!("add-port {bridge} {} -- {}", port.name, port.vsctl_args()))
         .collect();
     world.ovs.vsctl(&commands.join(" -- "))?;
     Ok(ports)

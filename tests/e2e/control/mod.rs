@@ -2,7 +2,7 @@
 //! are without a switch when it is started anew, how long a switch leaves a new guest waiting, what memory a port takes,
 //! and what ports that come and go do to those beside them.
 
-mod crowd;
+pub mod crowd;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -101,7 +101,7 @@ fn crowd(world: &mut World, side: Side, count: usize, report: &mut Report) -> Re
 
     let empty = memory(world)?;
     let start = Instant::now();
-    let ports = add_ports(world, count)?;
+    let ports = add_ports(world, "br0", count)?;
     add("added", "ms", ms(start.elapsed()));
     let alone = memory(world)?;
 

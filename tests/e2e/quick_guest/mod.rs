@@ -4,6 +4,10 @@
 //! `frame`: what it sends; `ring`: how; `said`: what its front-end says beside the ordinary.
 
 #[path = "../../common/frontend.rs"]
+#[expect(
+    dead_code,
+    reason = "a ring of this guest begins where it stands, fresh or not"
+)]
 mod common;
 mod frame;
 mod ring;
@@ -28,7 +32,7 @@ use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::wire::Wire;
-use common::{addresses, fresh, info, start_ring};
+use common::{addresses, info, start_ring};
 use frame::Frame;
 pub use frame::Sends;
 pub use ring::Ring;
@@ -108,12 +112,7 @@ impl Guest {
         let (memory, [receiveq, transmitq]) = lay_out(kind, &frame, features)?;
         let told = [receiveq.driver.config(0), transmitq.driver.config(1)];
         let wire = Wire::new(stream.try_clone()?)?;
-        let mut frontend = Frontend::from_stream(stream, u64::from(2 * PAIRS));
-        frontend.set_owner()?;
-        frontend.get_features()?;
-        let protocol = frontend.get_protocol_features()? & PROTOCOL;
-        frontend.set_protocol_features(protocol)?;
-        frontend.set_features(features.0)?;
+        let mut frontend = negotiate(stream, features)?;
         let iommu = kind.iommu.then(|| Iommu::new(&mut frontend)).transpose()?;
         let mut guest = Guest {
             told: told.map(|ring| if kind.iommu { as_seen_by_device(ring) } else { ring }),
@@ -122,7 +121,7 @@ impl Guest {
             memory,
             frontend,
             wire,
-            kick: EventFd::new(libc::EFD_NONBLOCK)?,
+            kick: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             iommu,
             log: None,
         };
@@ -132,6 +131,15 @@ impl Guest {
             guest.begin_to_move(kind.features())?;
         }
         Ok(guest)
+    }
+
+    /// The usual one comes back on another connection, after a switch that died: its rings go on from the last that was given
+    /// back.
+    pub fn come_back(&mut self, stream: UnixStream) -> Result<()> {
+        self.wire = Wire::new(stream.try_clone()?)?;
+        self.frontend = negotiate(stream, USUAL.features())?;
+        self.lend(&[])?;
+        self.start_pair(0)
     }
 
     /// Says what its memory is, and that `more` is a part of it.
@@ -148,15 +156,17 @@ impl Guest {
 
     /// Starts a queue pair. All have the rings of the first: who starts more than one must leave them alone.
     pub fn start_pair(&mut self, pair: u16) -> Result<()> {
-        for (told, of_pair) in self.told.iter().zip(0..) {
+        let rings = [&self.receiveq, &self.transmitq];
+        for ((told, ring), of_pair) in self.told.iter().zip(rings).zip(0..) {
             let index = 2 * pair + of_pair;
-            let ring = RingConfig {
+            let told = RingConfig {
                 index,
                 ..told.clone()
             };
-            start_ring(&self.frontend, &ring, fresh(FEATURES), &self.kick)?;
+            // First, as QEMU does: what waits in a ring that is started and disabled is thrown away.
             let mut frontend = self.frontend.clone();
             frontend.set_vring_enable(index.into(), true)?;
+            start_ring(&self.frontend, &told, ring.base(), &self.kick)?;
         }
         for (iommu, (region, _)) in self.iommu.iter().zip(self.memory.regions()) {
             iommu.tell(&mut self.wire, region.guest, region.size)?;
@@ -194,6 +204,17 @@ impl Guest {
         self.frontend.get_features()?;
         Ok(())
     }
+}
+
+/// A front-end that has settled with the port on `stream` what both can do.
+fn negotiate(stream: UnixStream, features: Features) -> Result<Frontend> {
+    let mut frontend = Frontend::from_stream(stream, u64::from(2 * PAIRS));
+    frontend.set_owner()?;
+    frontend.get_features()?;
+    let protocol = frontend.get_protocol_features()? & PROTOCOL;
+    frontend.set_protocol_features(protocol)?;
+    frontend.set_features(features.0)?;
+    Ok(frontend)
 }
 
 /// A guest's memory with its receiveq, all buffers available, and its transmitq, full of frames that are not.

@@ -105,6 +105,11 @@ impl Ring {
         self.net.driver.memory().store(self.avail_idx, low(available));
     }
 
+    /// Where a device that is new to it has to begin: behind what was given back last.
+    pub(super) fn base(&self) -> u16 {
+        self.net.driver.memory().load(self.used_idx)
+    }
+
     /// Looks how many chains the device has used, and says whether there are more.
     fn look(&mut self) -> bool {
         let idx = self.net.driver.memory().load(self.used_idx);

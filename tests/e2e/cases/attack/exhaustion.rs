@@ -16,7 +16,7 @@ use super::super::Ctx;
 use super::arena::{descriptors, Arena, A_WHILE};
 use super::guest::{Guest, BARE};
 use super::plan::{say_all, single_region, vring_messages};
-use super::usage::Usage;
+use crate::usage::Usage;
 use crate::wait;
 use crate::wire::{Answer, Message};
 

@@ -19,7 +19,6 @@ mod messages;
 mod offload;
 pub mod plan;
 mod rings;
-mod usage;
 
 pub use exhaustion::nothing_stays as exhaustion;
 pub use live::changes as live_changes;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::super::world::{World, PATIENCE};
+use crate::cases::world::{World, PATIENCE};
 use crate::wait;
 
 /// For what grows once and is kept for the next: heap arenas, the lists of a thread.
@@ -48,6 +48,14 @@ impl Usage {
             }
             Ok((since.elapsed() > SETTLED).then_some(now))
         })
+    }
+
+    /// As many descriptors as these, and the memory of `later`: what has grown once is kept for the next who wants it.
+    pub fn grown_to(self, later: Usage) -> Usage {
+        Usage {
+            fds: self.fds,
+            ..later
+        }
     }
 
     /// Waits until no more is held than this.
