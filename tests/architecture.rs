@@ -48,9 +48,9 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "memory/lost.rs",
         "survives the loss of mapped memory: a signal handler",
     ),
-    ("memory/mapping.rs", "maps a front-end's memory"),
+    ("memory/pages.rs", "maps a front-end's memory"),
     (
-        "memory/mapping_miri.rs",
+        "memory/pages_miri.rs",
         "stands in for it where nothing can be mapped",
     ),
     ("memory/stitch.rs", "maps pages of a guest's ring a second time"),

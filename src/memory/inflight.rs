@@ -4,18 +4,18 @@
 //! is the front-end's as guest memory is, so nothing in it is believed: positions are checked, lists have an end.
 //! What the words mean is for the rings to say; here is where they are.
 
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 
-use rustix::fs::{fcntl_add_seals, ftruncate, SealFlags};
+use rustix::fs::{ftruncate, MemfdFlags, SealFlags};
 
 use super::addr::{FrontendAddr, GuestAddr};
 use super::error::MemError;
 use super::mapping::Mapping;
+use super::pages::{memfd, seal};
 use super::region::RegionDesc;
 
 /// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
@@ -66,7 +66,7 @@ impl InflightLayout {
 /// What parts are aligned to.
 const ALIGN: u64 = 64;
 /// The file's name in /proc, for people.
-const NAME: &CStr = c"vhost-inflight";
+const NAME: &str = "vhost-inflight";
 
 /// Why a buffer is refused.
 #[derive(Debug, thiserror::Error)]
@@ -111,15 +111,9 @@ impl InflightMem {
         layout: InflightLayout,
     ) -> io::Result<(InflightDesc, OwnedFd)> {
         let mmap_size = layout.stride(queue_size) * u64::from(num_queues);
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor of our own, made just now.
-        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let file = memfd(NAME, MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&file, mmap_size)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        seal(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let desc = InflightDesc {
             mmap_size,
             mmap_offset: 0,
@@ -154,7 +148,7 @@ impl InflightMem {
             return Err(InflightError::Offset(mmap_offset));
         }
         // A file that shrinks under us costs the front-end its connection: rather not.
-        let _ = fcntl_add_seals(file, SealFlags::SHRINK);
+        let _ = seal(file, SealFlags::SHRINK);
         let range = RegionDesc {
             guest: GuestAddr(0),
             size: have,
@@ -306,6 +300,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no files that can be sealed")]
     fn a_new_buffer_is_empty_sealed_and_has_a_part_for_each_ring() {
         let (desc, file) = InflightMem::create(4, 256, InflightLayout::Split).unwrap();
         assert_eq!((desc.mmap_size, desc.mmap_offset), (4 * 4160, 0));

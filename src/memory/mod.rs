@@ -36,6 +36,8 @@ mod lost;
 mod mapping;
 pub(crate) mod meddle;
 mod numa;
+#[cfg_attr(miri, path = "pages_miri.rs")]
+mod pages;
 mod region;
 mod stitch;
 mod table;
@@ -52,6 +54,8 @@ pub use inflight::{InflightDesc, InflightError, InflightLayout, InflightMem, Inf
 pub use iotlb::{Access, Iotlb, IovaRange, Miss, Translation, MAX_TRANSLATIONS};
 pub use lost::news as lost_news;
 pub use mapping::Mapping;
+#[cfg(any(test, feature = "model"))]
+pub(crate) use pages::memfd;
 pub use region::{Region, RegionDesc};
 pub use table::{MemTable, MAX_REGIONS};
 pub use userfault::{Userfault, UserfaultError};

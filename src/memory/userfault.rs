@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::mapping::Range;
+use super::pages::Range;
 use super::region::{Region, RegionDesc};
 
 /// Why missing pages cannot be waited for.
@@ -231,7 +231,7 @@ mod sys {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use crate::memory::{FrontendAddr, GuestAddr, MemTable};

@@ -1,11 +1,12 @@
-//! UNSAFE: a guest's memory, in a memfd that a back-end can map too.
+//! A guest's memory, in a memfd that a back-end can map too.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::memory::{FrontendAddr, GuestAddr, GuestSlice, MemTable, Region, RegionDesc};
+use rustix::fs::{ftruncate, MemfdFlags};
+
+use crate::memory::{memfd, FrontendAddr, GuestAddr, GuestSlice, MemTable, Region, RegionDesc};
 
 /// In a model guest the front-end sees each address this much higher than the guest does.
 pub const FRONTEND_OFFSET: u64 = 0x7f00_0000_0000;
@@ -33,7 +34,7 @@ impl GuestMemory {
     ///
     /// If they are no valid memory table.
     pub fn with_regions(regions: &[(GuestAddr, u64)]) -> Self {
-        Self::made(regions, 0)
+        Self::made(regions, MemfdFlags::empty())
     }
 
     /// One region at `first`, of `size` bytes and what makes them whole huge pages of 2 MiB.
@@ -43,13 +44,13 @@ impl GuestMemory {
     /// If the system has none to give.
     pub fn in_huge_pages(first: GuestAddr, size: u64) -> Self {
         let size = size.next_multiple_of(2 << 20);
-        Self::made(&[(first, size)], libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)
+        Self::made(&[(first, size)], MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
     }
 
     /// Regions of a file that `flags` say more of.
-    fn made(regions: &[(GuestAddr, u64)], flags: libc::c_uint) -> Self {
+    fn made(regions: &[(GuestAddr, u64)], flags: MemfdFlags) -> Self {
         let size = regions.iter().map(|(_, size)| size).sum();
-        let file = memfd(size, flags).unwrap_or_else(|error| panic!("memfd of {size} bytes: {error}"));
+        let file = file_of(size, flags).unwrap_or_else(|error| panic!("memfd of {size} bytes: {error}"));
         let mut mmap_offset = 0;
         let mut mapped = Vec::new();
         for &(guest, size) in regions {
@@ -145,14 +146,8 @@ impl GuestMemory {
     }
 }
 
-fn memfd(size: u64, flags: libc::c_uint) -> io::Result<OwnedFd> {
-    // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"model-guest".as_ptr(), libc::MFD_CLOEXEC | flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor of our own, made just now.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(size)?;
-    Ok(file.into())
+fn file_of(size: u64, flags: MemfdFlags) -> io::Result<OwnedFd> {
+    let file = memfd("model-guest", flags)?;
+    ftruncate(&file, size)?;
+    Ok(file)
 }
