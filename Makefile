@@ -23,7 +23,7 @@ E2E_FAST = $(CARGO) test -q --release --no-default-features --test e2e --
 E2E_ENV = OVS_TREE=$(OVS_TREE) OVS_TREE_NODPDK=$(OVS_TREE_NODPDK) \
 	E2E_PLUGIN=$(PLUGIN) E2E_PLUGIN_NODPDK=$(PLUGIN_NODPDK) E2E_FAULT_PLUGIN=$(PLUGIN_FAULT)
 
-.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-ovs-all check-bench check-tools check-testpmd check-vm soak fuzz tsan audit bench bench-pvp bench-control bench-latency fmt lint clean
+.PHONY: help deps cargo build build-all demo check check-core check-plugin check-ovs check-ovs-all check-bench check-tools check-testpmd check-vm soak fuzz tsan miri audit bench bench-pvp bench-control bench-latency fmt lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ fuzz: cargo ## Every fuzzer for a while, under AddressSanitizer (nightly toolcha
 
 tsan: cargo ## The tests of what threads share, under ThreadSanitizer (nightly toolchain)
 	.ci/tsan.sh
+
+miri: cargo ## The tests of what touches guest memory, under Miri (nightly toolchain with miri)
+	.ci/miri.sh
 
 audit: cargo ## Licenses, sources and known holes of what is depended on (network; cargo-deny, which it installs)
 	.ci/audit.sh

@@ -18,6 +18,7 @@
 //! * [`port`]: a vhost-user port: configuration, life cycle, the control thread. Knows both protocol and rings.
 //! * `ovs` (feature `plugin`): the border with ovs-vswitchd. Alone knows a C type.
 //! * `model` (feature `model`): a guest driver and a front-end for tests and benches.
+//! * `effort`: how much tests try, under Miri less.
 //! * `fuzzing` (feature `fuzzing`): what fuzzers drive, and tests replay.
 //!
 //! Three kinds of threads meet here. ovs-vswitchd's *main* thread configures and asks for status; its
@@ -26,6 +27,8 @@
 
 mod clock;
 pub mod datapath;
+#[cfg(test)]
+mod effort;
 #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
 pub mod fuzzing;
 pub mod memory;

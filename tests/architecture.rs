@@ -8,6 +8,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("panics", &[]),
     ("clock", &[]),
+    ("effort", &[]),
     ("memory", &["sync"]),
     ("virtio", &["sync", "memory"]),
     ("datapath", &["sync", "clock", "memory", "virtio"]),

@@ -225,6 +225,7 @@ impl<T> DerefMut for Shut<'_, T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::effort;
 
     fn open<T>(value: T) -> Gate<T> {
         let gate = Gate::new(value);
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn changes_and_bursts_never_meet() {
         let gate = open((0_u64, 0_u64));
-        let rounds = 20_000;
+        let rounds = effort::of(20_000, 100);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {

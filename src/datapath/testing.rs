@@ -1,12 +1,14 @@
 //! A queue on a model's ring, for tests of either layout.
 
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
+use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
+
 use super::{Direction, FaultReason, Queue, QueueStats, RingConfig, RingFault, Sent, TxSlot};
+use crate::effort;
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Driver, Net, Pool, Virtqueue};
 use crate::virtio::chain::ChainError;
@@ -120,10 +122,16 @@ impl<D: Virtqueue> Rig<D> {
     }
 }
 
+/// Lengths of frames: every one up to beyond an ordinary MTU.
+pub(super) fn lengths() -> impl Iterator<Item = usize> {
+    (1..1600).step_by(effort::of(1, 90))
+}
+
 pub(super) fn frame(len: usize, seed: u8) -> Vec<u8> {
-    (0..len)
-        .map(|at| u8::try_from(at % 251).unwrap().wrapping_add(seed) & !1)
-        .collect()
+    let lap: Vec<_> = (0..251_u8).map(|at| at.wrapping_add(seed) & !1).collect();
+    let mut bytes = lap.repeat(len.div_ceil(lap.len()));
+    bytes.truncate(len);
+    bytes
 }
 
 pub(super) fn read(addr: GuestAddr, len: u32) -> Buffer {
@@ -146,10 +154,16 @@ pub(super) fn at(addr: GuestAddr, offset: u64) -> GuestAddr {
     GuestAddr(addr.0 + offset)
 }
 
+/// A call descriptor that can be read from the other end. Neither blocks.
+pub(super) fn socket_pair() -> (UnixStream, UnixStream) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    (ours.into(), theirs.into())
+}
+
 /// The config with a call descriptor, and the end of it that counts calls.
 pub(super) fn with_call(config: RingConfig) -> (RingConfig, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
+    let (ours, theirs) = socket_pair();
     (
         RingConfig {
             call: Some(Arc::new(OwnedFd::from(theirs))),
@@ -161,7 +175,7 @@ pub(super) fn with_call(config: RingConfig) -> (RingConfig, UnixStream) {
 
 pub(super) fn calls(stream: &mut UnixStream) -> usize {
     let mut bytes = [0; 1024];
-    let read = stream.read(&mut bytes).unwrap_or(0);
+    let read = rustix::io::read(&*stream, &mut bytes).unwrap_or(0);
     assert!(bytes[..read].chunks(8).all(|call| call == 1_u64.to_ne_bytes()));
     read / 8
 }

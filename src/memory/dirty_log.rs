@@ -261,6 +261,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no kernel to map what is not there")]
     fn the_longest_log_is_mapped_and_marked_at_its_end() {
         let file = GuestMemory::new(0x1000);
         rustix::fs::ftruncate(file.file(), MAX_LOG_BYTES).unwrap();

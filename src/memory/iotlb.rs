@@ -215,6 +215,7 @@ impl Iotlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effort;
 
     /// Address by address: where it leads, and how.
     type Naive = Vec<Option<(u64, Access)>>;
@@ -266,7 +267,7 @@ mod tests {
         const ADDRESSES: u64 = 200;
         let mut roll = dice(1);
         let accesses = [Access::Read, Access::Write, Access::ReadWrite];
-        for _ in 0..300 {
+        for _ in 0..effort::of(300, 1) {
             let mut iotlb = Iotlb::default();
             let mut naive: Naive = vec![None; 200];
             for _ in 0..60 {
@@ -351,6 +352,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of steps that are all the same")]
     fn a_full_table_forgets_half_but_never_what_is_to_be_kept() {
         let mut iotlb = Iotlb::default();
         // Every other page, so that no two join.

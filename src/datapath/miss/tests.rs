@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::datapath::testing::frame;
 use crate::datapath::{Direction, Queue, RingConfig, TxSlot, Unsent, Wake};
+use crate::effort;
 use crate::memory::{Access, FrontendAddr, GuestAddr, Iotlb, IovaRange, MemTable, Miss, Translation};
 use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::{
@@ -501,7 +502,7 @@ mod body {
         let mut roll = dice(7);
         let mut behind = Behind::<D>::new(Direction::Dequeue, Features::NONE);
         let (mut sent, mut got) = (Vec::new(), Vec::new());
-        for step in 0..6_000_u32 {
+        for step in 0..effort::of(6_000_u32, 30) {
             let frame = frame(
                 60 + usize::try_from(roll(1900)).unwrap(),
                 step.to_le_bytes()[0] & !1,
@@ -514,7 +515,7 @@ mod body {
         }
         behind.tell_all(Access::Read);
         got.extend(behind.dequeue());
-        assert!(got.len() > 500, "{}", got.len());
+        assert!(got.len() > effort::of(500, 0), "{}", got.len());
         assert!(sent == got, "{} sent, {} received", sent.len(), got.len());
     }
 
@@ -524,7 +525,7 @@ mod body {
         let mut roll = dice(8);
         let mut behind = Behind::<D>::new(Direction::Enqueue, Features::NONE);
         let (mut sent, mut got) = (Vec::new(), Vec::new());
-        for step in 0..6_000_u32 {
+        for step in 0..effort::of(6_000_u32, 30) {
             behind.supply();
             let burst: Vec<_> = (0..roll(5))
                 .map(|_| {
@@ -539,7 +540,7 @@ mod body {
             shake(&mut behind, &mut roll, Access::Write);
             got.extend(behind.received());
         }
-        assert!(got.len() > 500, "{}", got.len());
+        assert!(got.len() > effort::of(500, 0), "{}", got.len());
         assert!(sent == got, "{} sent, {} received", sent.len(), got.len());
     }
 }

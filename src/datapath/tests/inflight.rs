@@ -142,7 +142,7 @@ fn between_bursts_any_back_end_finds_where_the_ring_stands() {
     let (mut rig, part) = (sent::<PackedDriver>(PACKED, 0), part(InflightLayout::Packed));
     start(&rig, &part);
     let mut dice = Dice(7);
-    for _ in 0..300 {
+    for _ in 0..effort::of(300, 3) {
         let count = 1 + dice.roll(usize::from(SIZE));
         (0..count).for_each(|_| assert!(rig.net.send(&frame(60, 1))));
         rig.net.driver.publish();
@@ -172,7 +172,7 @@ fn a_part_of_noise_harms_nobody_but_its_ring() {
         let [a, b, c, d] = [0; 4].map(|_| dice.roll(if dice_is_small() { 16 } else { 1 << 16 }) as u64);
         a | b << 16 | c << 32 | d << 48
     };
-    for round in 0..2000 {
+    for round in 0..effort::of(2000, 20) {
         let layout = [InflightLayout::Split, InflightLayout::Packed][round % 2];
         let part = part(layout);
         let words = layout.stride(SIZE) / 8;

@@ -9,6 +9,7 @@ mod waits;
 
 use super::testing::*;
 use super::{Direction, Found, Queue, RingConfig};
+use crate::effort;
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Driver, PackedDriver, Virtqueue};
 use crate::virtio::features::*;

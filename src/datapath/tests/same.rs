@@ -92,7 +92,7 @@ fn out_of_the_guest<D: Suppress>(features: Features, seed: u64) -> Record {
     let (mut dice, mut record) = (Dice(seed), Record::new());
     let header = u64::from(rig.net.header());
     let mut pool = Pool::new(64, 2048);
-    for _ in 0..120 {
+    for _ in 0..effort::of(120, 4) {
         for _ in 0..dice.roll(12) {
             let frame = random_frame(&mut dice, 1500);
             if let Some(id) = rig.net.driver.next_id() {
@@ -127,7 +127,7 @@ fn out_of_the_guest<D: Suppress>(features: Features, seed: u64) -> Record {
 fn into_the_guest<D: Suppress>(features: Features, seed: u64) -> Record {
     let mut rig = Rig::<D>::new(Direction::Enqueue, SIZE, features);
     let (mut dice, mut record) = (Dice(seed), Record::new());
-    for _ in 0..120 {
+    for _ in 0..effort::of(120, 4) {
         for _ in 0..dice.roll(16) {
             let len = match dice.roll(3) {
                 0 => ROOM,

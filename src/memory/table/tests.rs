@@ -315,6 +315,7 @@ fn a_ring_behind_an_iommu_lies_where_its_addresses_lead_together_and_with_access
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "no kernel to map a page a second time")]
 fn pages_of_a_ring_that_lie_apart_are_put_together_and_stay_where_they_are() {
     let scattered = [
         (0x10_0000, 0x1000, 0x2000, Access::ReadWrite),

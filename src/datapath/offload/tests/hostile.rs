@@ -198,8 +198,8 @@ fn assert_proven(word: Offload, frame: &[u8]) {
 fn any_header_before_any_frame_leaves_nothing_unproven<D: Virtqueue>(layout: Features) {
     let mut rig = Rig::<D>::with_offloads(Direction::Dequeue, SIZE, 2048, layout | LEAVES);
     let mut random = Random(99);
-    let mut left = 0;
-    for _ in 0..5000 {
+    let mut left = 0_u64;
+    for _ in 0..effort::of(5000, 40) {
         let (packet, bytes) = mangled(&mut random);
         rig.net.send_with(mangled_word(&packet, &mut random), &bytes);
         rig.net.driver.publish();
@@ -208,13 +208,13 @@ fn any_header_before_any_frame_leaves_nothing_unproven<D: Virtqueue>(layout: Fea
         for slot in &slots[..count] {
             assert_eq!(slot.frame().len(), bytes.len());
             assert_proven(slot.offload(), slot.frame());
-            left += usize::from(!slot.offload().is_none());
+            left += u64::from(!slot.offload().is_none());
         }
         rig.net.driver.reap();
     }
     assert_eq!(rig.queue.fault(), None);
-    let stats = rig.stats();
-    assert!(left > 300 && stats.invalid > 300, "{left} words, {stats:?}");
+    let (stats, few) = (rig.stats(), effort::of(300, 1));
+    assert!(left > few && stats.invalid > few, "{left} words, {stats:?}");
 }
 
 fn words_that_make_no_sense_are_refused<D: Virtqueue>(layout: Features) {
@@ -274,11 +274,11 @@ fn any_word_with_any_frame_gives_a_good_driver_nothing_it_did_not_negotiate<D: V
         VIRTIO_NET_F_GUEST_ECN,
         VIRTIO_NET_F_MRG_RXBUF,
     ];
-    for choice in 0..32_usize {
+    for choice in (0..32_usize).step_by(effort::of(1, 11)) {
         let chosen = (0..5).filter(|bit| choice >> bit & 1 == 1);
         let features = chosen.fold(layout, |all, bit| all | bits[bit]);
         let mut rig = Rig::<D>::with_offloads(Direction::Enqueue, 256, 2048, features);
-        for _ in 0..100 {
+        for _ in 0..effort::of(100, 2) {
             rig.net.supply(256);
             rig.net.driver.publish();
             let (packet, bytes) = mangled(&mut random);
@@ -307,13 +307,14 @@ fn any_word_with_any_frame_gives_a_good_driver_nothing_it_did_not_negotiate<D: V
 }
 
 fn a_driver_that_makes_work_by_tiny_segments_is_refused<D: Virtqueue>(layout: Features) {
+    const ENTRIES: u16 = effort::of(2048, 128);
     let packet = Packet {
         payload: 1290,
         ..Packet::TCP4
     };
     let bytes = packet.partial(&mut Random(3));
-    let mut rig = Rig::<D>::with_offloads(Direction::Enqueue, 2048, 2048, layout);
-    rig.net.supply(2048);
+    let mut rig = Rig::<D>::with_offloads(Direction::Enqueue, ENTRIES, 2048, layout);
+    rig.net.supply(usize::from(ENTRIES));
     rig.net.driver.publish();
     for (size, taken) in [(1, 0), (10, 0), (11, 1)] {
         let slot = TxSlot::with_offload(&bytes, packet.segments(size));

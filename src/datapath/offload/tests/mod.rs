@@ -9,6 +9,7 @@ use naive::{Packet, Random};
 
 use crate::datapath::testing::*;
 use crate::datapath::{Direction, RxSlot, TxSlot, BURST, MAX_FRAME};
+use crate::effort;
 use crate::model::{Driver, PackedDriver, Virtqueue};
 use crate::virtio::features::*;
 use crate::virtio::net_hdr::{Offload, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM};

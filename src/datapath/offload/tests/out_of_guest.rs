@@ -32,7 +32,7 @@ fn dequeue<D: Virtqueue>(rig: &mut Rig<D>) -> Vec<(Offload, Vec<u8>)> {
 fn words_come_out_as_they_went_in<D: Virtqueue>(layout: Features) {
     let mut rig = rig::<D>(layout | LEAVES);
     let mut random = Random(7);
-    for _ in 0..1000 {
+    for _ in 0..effort::of(1000, 20) {
         let packet = Packet::random(&mut random);
         let bytes = packet.partial(&mut random);
         let word = match random.below(3) {

@@ -55,7 +55,7 @@ fn drivers_are_told_not_to_kick() {
 fn a_restarted_ring_goes_on_where_it_stopped_at_every_position() {
     for size in [1_u16, 5, 64] {
         let mut rig = Rig::new(Direction::Dequeue, size, PACKED);
-        for round in 0..200_u8 {
+        for round in 0..effort::of(200_u8, 11) {
             assert!(rig.net.send(&frame(60, round)));
             rig.net.driver.publish();
             let base = rig.queue.stop().unwrap();

@@ -12,6 +12,7 @@ use crate::datapath::testing::*;
 use crate::datapath::{
     Direction, FaultReason, Found, Queue, RingConfig, RingError, RingFault, RxSlot, Sent, TxSlot, BURST,
 };
+use crate::effort;
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Net, PackedDesc, PackedDriver, Pool, Virtqueue};
 use crate::virtio::chain::ChainError;

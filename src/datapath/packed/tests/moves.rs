@@ -9,15 +9,15 @@ const SIZES: [u16; 5] = [1, 3, 7, 61, 64];
 fn frames_of_every_length_come_out_as_they_went_in() {
     for features in [PACKED, MERGED, TABLES, PACKED | VIRTIO_RING_F_EVENT_IDX] {
         let mut rig = Rig::new(Direction::Dequeue, 61, features);
-        for len in 1..1600 {
+        for len in lengths() {
             let sent = frame(len, 3);
             assert!(rig.net.send(&sent));
             rig.net.driver.publish();
             assert_eq!(rig.dequeue(), [sent], "{len} bytes");
             assert_eq!(rig.net.driver.reap().map(|used| used.len), Some(0));
         }
-        assert_eq!(rig.stats().good_packets, 1599);
-        assert_eq!(rig.stats().good_bytes, (1..1600).sum::<u64>());
+        assert_eq!(rig.stats().good_packets, lengths().count() as u64);
+        assert_eq!(rig.stats().good_bytes, lengths().sum::<usize>() as u64);
     }
 }
 
@@ -25,7 +25,7 @@ fn frames_of_every_length_come_out_as_they_went_in() {
 fn frames_of_every_length_go_in_as_they_were() {
     for features in [PACKED, MERGED, TABLES, MERGED | VIRTIO_RING_F_EVENT_IDX] {
         let mut rig = Rig::new(Direction::Enqueue, 61, features);
-        for len in 1..1600 {
+        for len in lengths() {
             rig.net.supply(1);
             rig.net.driver.publish();
             let sent = vec![frame(len, 5)];
@@ -41,7 +41,8 @@ fn rings_of_any_size_wrap_many_times_both_ways() {
         let mut tx = Rig::new(Direction::Dequeue, size, PACKED);
         let mut rx = Rig::new(Direction::Enqueue, size, MERGED);
         let (mut seed, mut expected) = (0_u32, 0_u32);
-        for round in 0..1000_usize {
+        let rounds = effort::of(1000_usize, 3 * usize::from(size));
+        for round in 0..rounds {
             let count = 1 + round % usize::from(size);
             for _ in 0..count {
                 if tx.net.send(&seed.to_le_bytes().repeat(16)) {
@@ -61,7 +62,7 @@ fn rings_of_any_size_wrap_many_times_both_ways() {
             assert_eq!(rx.received(), frames, "size {size}");
         }
         assert!(
-            seed > 500 && seed - expected <= u32::from(size),
+            2 * seed as usize > rounds && seed - expected <= u32::from(size),
             "{seed} {expected}"
         );
         assert_eq!((tx.queue.fault(), rx.queue.fault()), (None, None));
@@ -74,7 +75,7 @@ fn chains_that_straddle_the_end_come_out_whole() {
         for indirect in [false, true] {
             let mut rig = Rig::new(Direction::Dequeue, size, TABLES);
             let (data, table) = (rig.net.buffer(0), rig.net.buffer(1));
-            for round in 0..200 {
+            for round in 0..effort::of(200_u8, 4) {
                 let sent = frame(150, round);
                 rig.net.driver.memory().write(at(data, 12), &sent);
                 for cuts in [&[12, 30][..], &[5, 0, 40], &[], &[11, 1]] {
@@ -97,7 +98,7 @@ fn chains_that_straddle_the_end_come_out_whole() {
 fn chains_of_several_shapes_come_out_of_one_burst_in_order() {
     let mut rig = Rig::new(Direction::Dequeue, 61, TABLES);
     let mut sent = Vec::new();
-    for round in 0..50_u8 {
+    for round in 0..effort::of(50_u8, 9) {
         let (first, table) = (rig.net.buffer(20), rig.net.buffer(21));
         for place in 0..8_u8 {
             let data = rig.net.buffer(u16::from(place));
@@ -162,6 +163,7 @@ fn a_burst_fills_no_more_slots_than_it_is_given() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of steps that are all the same")]
 fn the_largest_ring_works_at_its_last_descriptor() {
     let mut rig = Rig::with_room(Direction::Dequeue, 32768, 128, PACKED);
     for _ in 0..2 {
@@ -245,7 +247,7 @@ fn the_driver_sees_a_burst_whole_or_not_at_all() {
     let queue = Queue::new(Direction::Enqueue, Arc::new(|_| {}));
     queue.set_enabled(true);
     queue.start(net.driver.config(7)).unwrap();
-    let total = 20_000;
+    let total = effort::of(20_000, 60);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut net = net;

@@ -77,7 +77,7 @@ fn a_restart_between_bursts_loses_and_repeats_nothing_from_the_guest() {
     for (size, base) in [3, 7, 61, 64].into_iter().flat_map(|s| FRESH.map(|b| (s, b))) {
         let mut rig = Rig::new(Direction::Dequeue, size, TABLES);
         let (mut dice, mut sent, mut expected) = (Dice(size.into()), 0, 0);
-        for _ in 0..400 {
+        for _ in 0..effort::of(400, 8) {
             for _ in 0..dice.roll(usize::from(size) + 2) {
                 if send(&mut rig, &mut dice, &numbered(sent)) {
                     sent += 1;
@@ -95,7 +95,7 @@ fn a_restart_between_bursts_loses_and_repeats_nothing_from_the_guest() {
                 rig.net.driver.reap();
             }
         }
-        assert!(expected > 300, "size {size}: {expected}");
+        assert!(expected > effort::of(300, 0), "size {size}: {expected}");
         assert_eq!(rig.queue.fault(), None);
     }
 }
@@ -105,7 +105,7 @@ fn a_restart_between_bursts_loses_and_repeats_nothing_to_the_guest() {
     for (size, base) in [3, 7, 61, 64].into_iter().flat_map(|s| FRESH.map(|b| (s, b))) {
         let mut rig = Rig::with_room(Direction::Enqueue, size, 64, MERGED);
         let (mut dice, mut sent, mut expected) = (Dice(size.into()), 0, 0);
-        for _ in 0..400 {
+        for _ in 0..effort::of(400, 8) {
             rig.net.supply(dice.roll(usize::from(size) + 2));
             rig.net.driver.publish();
             if dice.roll(3) == 0 {
@@ -119,7 +119,7 @@ fn a_restart_between_bursts_loses_and_repeats_nothing_to_the_guest() {
                 expected += 1;
             }
         }
-        assert!(expected > 100, "size {size}: {expected}");
+        assert!(expected > effort::of(100, 0), "size {size}: {expected}");
         assert_eq!(rig.queue.fault(), None);
     }
 }
@@ -323,7 +323,7 @@ fn frames_that_a_front_end_passed_over_are_given_back() {
 
 #[test]
 fn a_driver_that_adds_while_the_ring_is_looked_at_misleads_nobody() {
-    const SIZE: u16 = 8;
+    const SIZE: u16 = effort::of(8, 3);
     for stood in 0..SIZE {
         for lap in 0..2 {
             for (hidden, added) in [(1, 3), (1, 7), (2, 5)] {
@@ -370,7 +370,7 @@ fn a_driver_that_adds_while_the_ring_is_looked_at_misleads_nobody() {
 
 #[test]
 fn a_driver_that_fills_the_whole_ring_and_publishes_it_by_its_first_descriptor_is_waited_for() {
-    const SIZE: u16 = 8;
+    const SIZE: u16 = effort::of(8, 3);
     for (stood, shown) in (0..SIZE).flat_map(|stood| (0..SIZE).map(move |shown| (stood, shown))) {
         for lap in 0..3 {
             let mut rig = Rig::new(Direction::Dequeue, SIZE, PACKED);

@@ -50,14 +50,13 @@ fn drivers_are_told_not_to_kick() {
 #[test]
 fn a_call_nobody_reads_stops_nothing() {
     let mut rig = Rig::tx(V1);
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    theirs.set_nonblocking(true).unwrap();
+    let (ours, theirs) = socket_pair();
     let config = RingConfig {
         call: Some(Arc::new(theirs.into())),
         ..rig.net.driver.config(7)
     };
     rig.queue.start(config).unwrap();
-    for _ in 0..100_000 {
+    for _ in 0..effort::of(100_000, 10) {
         rig.net.send(&frame(60, 0));
         rig.net.driver.publish();
         assert_eq!(rig.dequeue().len(), 1);

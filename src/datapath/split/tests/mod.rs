@@ -5,7 +5,6 @@ mod life;
 mod moves;
 mod threads;
 
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use crate::datapath::testing::*;
 use crate::datapath::{
     Direction, FaultReason, Found, Queue, RingConfig, RingError, RingFault, RxSlot, Sent, TxSlot, BURST,
 };
+use crate::effort;
 use crate::memory::GuestAddr;
 use crate::model::{Buffer, Driver, GuestMemory, Net, Pool, Virtqueue};
 use crate::virtio::chain::ChainError;

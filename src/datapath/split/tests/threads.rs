@@ -11,7 +11,7 @@ fn rings_are_swapped_under_a_burst_without_losing_a_frame() {
     );
     queue.set_enabled(true);
     queue.start(config.clone()).unwrap();
-    let total = 50_000_u32;
+    let total = effort::of(50_000_u32, 100);
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -62,7 +62,7 @@ fn rings_are_swapped_under_a_burst_without_losing_a_frame() {
 #[test]
 fn several_threads_may_send_on_one_queue() {
     let mut rig = Rig::new(Direction::Enqueue, 256, MERGE);
-    let (queue, each) = (&rig.queue, 20_000_usize);
+    let (queue, each) = (&rig.queue, effort::of(20_000_usize, 30));
     let running = AtomicU32::new(2);
     let received = std::thread::scope(|scope| {
         for seed in [10, 20] {
