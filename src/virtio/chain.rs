@@ -327,3 +327,6 @@ fn fetch_entry(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
