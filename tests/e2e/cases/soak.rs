@@ -9,7 +9,7 @@ use super::Ctx;
 use crate::frontend::{Frontend, Listener};
 use crate::wait;
 
-const CYCLES: usize = 500;
+const CYCLES: usize = 300;
 /// After this many everything that is made once has been made.
 const WARM_UP: usize = 10;
 /// A peer that comes and goes this often must not fill the disk: the port says less, and says so.

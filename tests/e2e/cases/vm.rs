@@ -91,8 +91,8 @@ pub fn all_traffic(ctx: &Ctx, world: &World, ports: &[Port], vms: &[Vm], streams
         world.end(&vms[1], &ports[1].name),
     ])?;
     ctx.step("iperf3 both ways");
-    let there = tcp::iperf(&vms[0], &vms[1], 3, streams)?;
-    let back = tcp::iperf(&vms[1], &vms[0], 3, streams)?;
+    let there = tcp::iperf(&vms[0], &vms[1], 2, streams)?;
+    let back = tcp::iperf(&vms[1], &vms[0], 2, streams)?;
     ctx.step(&format!("account of {there:?} {back:?}"));
     account.close()?;
     ctx.step("checksummed transfer");
