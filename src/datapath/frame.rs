@@ -8,7 +8,8 @@ use super::offload::Offloads;
 use super::set::Set;
 use super::slot::{RxSlot, TxSlot};
 use crate::memory::{Cursor, GuestSlice};
-use crate::virtio::chain::{Chain, ChainError, DescRing, Readable, Writable};
+use crate::virtio::chain::{self, Chain, ChainError, DescRing, Readable, Writable};
+use crate::virtio::desc::Desc;
 use crate::virtio::net_hdr::{self, NUM_BUFFERS, PLAIN_SHORT};
 
 /// Descriptors that one burst walks before it leaves the rest to the next: the most that a poll thread spends on
@@ -86,6 +87,7 @@ pub(super) fn gather<'m, S: Set, R: DescRing>(
     let mut len = 0_u32;
     let mut fits = true;
     while let Some(piece) = chain.next(cursor)? {
+        chain.prefetch_next(cursor);
         let (in_header, frame) = piece.split_at(header.left);
         header.take::<S>(in_header);
         // A chain has less than 2^32 bytes.
@@ -316,6 +318,8 @@ pub(super) struct Writer<'a, 'm> {
     num_buffers_at: [Option<GuestSlice<'m>>; 2],
     head: &'a [u8],
     body: &'a [u8],
+    /// Bytes of the frame.
+    len: u32,
     /// Takes down what is written.
     log: Option<&'a Dirty>,
 }
@@ -329,6 +333,7 @@ impl<'a, 'm> Writer<'a, 'm> {
             num_buffers_at: [None; 2],
             head: frame.head(),
             body: frame.body(),
+            len: frame.len(),
             log,
         }
     }
@@ -336,6 +341,28 @@ impl<'a, 'm> Writer<'a, 'm> {
     fn is_done(&self) -> bool {
         let left = [self.header, self.num_buffers, self.head, self.body];
         left.iter().all(|part| part.is_empty())
+    }
+
+    /// Asks to own the lines that are written next, in the buffer of `next` behind that of `desc`, while that is filled: by
+    /// what is left of the frame or, at its end, by the next one, which most likely is as long.
+    #[inline]
+    pub(super) fn own_next(&self, desc: &Desc, next: &Desc, cursor: &mut Cursor<'m>) {
+        if let Some(buffer) = chain::direct::<Writable>(next, cursor) {
+            let due = match self.left().saturating_sub(desc.len) {
+                0 => self.len,
+                left => left,
+            };
+            buffer.prefetch_write_all(0..buffer.len().min(due));
+        }
+    }
+
+    /// Bytes that are still to be written.
+    fn left(&self) -> u32 {
+        let bytes: usize = [self.header, self.num_buffers, self.head, self.body]
+            .map(<[u8]>::len)
+            .iter()
+            .sum();
+        u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
     /// Fills the pieces of a chain with what comes next, as far as the chain goes, and says with how many bytes.

@@ -273,6 +273,14 @@ impl<'m> GuestSlice<'m> {
         }
     }
 
+    /// Asks for the lines of the bytes `range`, to read them soon. Those beyond the end do no harm.
+    #[inline(always)]
+    pub fn prefetch_read_all(&self, range: Range<u32>) {
+        for at in range.step_by(cpu::LINE) {
+            cpu::prefetch_read(self.ptr.wrapping_add(at as usize));
+        }
+    }
+
     /// Asks to own the lines of the bytes `range`, to write them soon. Those beyond the end do no harm.
     #[inline(always)]
     pub fn prefetch_write_all(&self, range: Range<u32>) {

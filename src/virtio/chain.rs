@@ -118,17 +118,23 @@ pub fn direct<'m, D: Direction>(desc: &Desc, cursor: &mut Cursor<'m>) -> Option<
     cursor.whole(desc.addr(), desc.len)
 }
 
+/// Bytes of an indirect table that are asked for ahead: a header and seven pieces.
+const TABLE: u32 = 8 * DESC_SIZE;
+
 /// Asks for what a walk from this first descriptor will read next.
 #[inline]
 pub fn prefetch_second<R: DescRing>(ring: &R, index: u16, desc: &Desc, cursor: &mut Cursor<'_>) {
     if desc.has(VIRTQ_DESC_F_INDIRECT) {
-        if let Some(table) = cursor.readable_prefix(desc.addr(), DESC_SIZE) {
-            table.prefetch_read(0, DESC_SIZE - 1);
+        if let Some(table) = cursor.readable_prefix(desc.addr(), TABLE) {
+            table.prefetch_read(0, desc.len.saturating_sub(1).min(TABLE - 1));
         }
     } else if desc.has(VIRTQ_DESC_F_NEXT) {
         ring.prefetch_desc(ring.following(index, desc));
     }
 }
+
+/// Bytes of a piece that are asked for ahead. The processor sees by itself how it goes on.
+const NEXT: u32 = 2048;
 
 /// Where the descriptors of a chain are.
 #[derive(Clone, Copy)]
@@ -196,6 +202,21 @@ impl<'m, R: DescRing, D: Direction> Chain<'m, R, D> {
         };
         self.rest = (next, left);
         Ok(Some(slice))
+    }
+
+    /// Asks for the first lines of what comes behind the piece taken last, which is to be copied in the meantime.
+    #[inline]
+    pub fn prefetch_next(&self, cursor: &mut Cursor<'m>) {
+        let Some(index) = self.next else { return };
+        let desc = match self.table {
+            Table::Ring => self.ring.desc(index),
+            Table::Indirect { addr, entries } => fetch_entry(addr, index, cursor)
+                .ok()
+                .map(|bytes| R::entry(bytes, index, entries)),
+        };
+        if let Some(buffer) = desc.and_then(|desc| cursor.prefix(desc.addr(), desc.len)) {
+            buffer.prefetch_read_all(0..buffer.len().min(NEXT));
+        }
     }
 
     /// Passes over what is left of the descriptor taken last: of one that is not mapped, to look at the others.

@@ -192,6 +192,9 @@ impl<'m, const SET: usize> frame::Buffers<'m> for Buffers<'_, 'm, SET> {
         let Some(first) = mem.desc(at.index).filter(|desc| at.is_available(desc.flags)) else {
             return Ok(false);
         };
+        if let Some(next) = mem.desc(at.advance(1, mem.size()).index) {
+            writer.own_next(&first, &next, cursor);
+        }
         let mut chain = Chain::<_, Writable>::new(mem, at.index, first, Bits::<SET>::INDIRECT);
         let len = writer
             .fill(&mut chain, cursor)

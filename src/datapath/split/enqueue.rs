@@ -185,6 +185,9 @@ fn place<'m, const SET: usize>(
     }
 }
 
+/// Descriptors of a cache line.
+const PER_LINE: u16 = 4;
+
 /// The chains that one frame may go into.
 struct Buffers<'a, 'm, const SET: usize> {
     mem: &'m SplitMem,
@@ -206,6 +209,12 @@ impl<'m, const SET: usize> frame::Buffers<'m> for Buffers<'_, 'm, SET> {
         let head = mem.avail_entry(avail);
         let broken = |error| FaultReason::Chain { avail, head, error };
         let first = mem.desc(head).ok_or_else(|| broken(beyond(mem, head)))?;
+        if left > 0 {
+            mem.prefetch_desc(mem.avail_entry(avail.wrapping_add(PER_LINE)));
+            if let Some(next) = mem.desc(mem.avail_entry(avail.wrapping_add(1))) {
+                writer.own_next(&first, &next, cursor);
+            }
+        }
         let mut chain = Chain::<_, Writable>::new(mem, head, first, Bits::<SET>::INDIRECT);
         let written = writer.fill(&mut chain, cursor).map_err(broken)?;
         mem.write_used(avail, head, written);
