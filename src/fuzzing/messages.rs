@@ -26,7 +26,7 @@ pub(super) const EVENTFDS: u8 = 0x10;
 pub(super) const SOCKETS: u8 = 0x20;
 
 pub(super) fn run(mut input: Input<'_>) {
-    Guest::lend(|guest| {
+    Guest::lend_file(|guest| {
         let before = count(guest);
         let (mut peer, ours) = UnixStream::pair().expect("a socket pair");
         peer.set_nonblocking(true).expect("non-blocking");
