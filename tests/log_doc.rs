@@ -12,7 +12,7 @@ mod said;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use document::{root, rows};
 use quoted::quoted;
