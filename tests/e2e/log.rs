@@ -17,6 +17,8 @@ const LOADED_MACHINE: &[&str] = &[
     "waiting for vhost_",
     "waiting for handler",
     "waiting for revalidator",
+    // A flow that is looked at again just when its port is deleted.
+    "xlate_key failed (No such device)",
 ];
 
 /// One line of the log.
