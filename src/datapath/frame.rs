@@ -344,7 +344,8 @@ impl<'a, 'm> Writer<'a, 'm> {
     }
 
     /// Asks to own the lines that are written next, in the buffer of `next` behind that of `desc`, while that is filled: by
-    /// what is left of the frame or, at its end, by the next one, which most likely is as long.
+    /// what is left of the frame or, at its end, by the next one, which most likely is as long. `next` may be anything: nothing
+    /// is done with it but that.
     #[inline]
     pub(super) fn own_next(&self, desc: &Desc, next: &Desc, cursor: &mut Cursor<'m>) {
         if let Some(buffer) = chain::direct::<Writable>(next, cursor) {

@@ -204,15 +204,17 @@ impl<'m, R: DescRing, D: Direction> Chain<'m, R, D> {
         Ok(Some(slice))
     }
 
-    /// Asks for the first lines of what comes behind the piece taken last, which is to be copied in the meantime.
+    /// Asks for the first lines of what comes behind the piece taken last, which is to be copied in the meantime. The next
+    /// descriptor is looked at for that alone: what counts is the copy that the walk fetches.
     #[inline]
     pub fn prefetch_next(&self, cursor: &mut Cursor<'m>) {
         let Some(index) = self.next else { return };
         let desc = match self.table {
             Table::Ring => self.ring.desc(index),
-            Table::Indirect { addr, entries } => fetch_entry(addr, index, cursor)
+            Table::Indirect { addr, entries } if index < entries => fetch_entry(addr, index, cursor)
                 .ok()
                 .map(|bytes| R::entry(bytes, index, entries)),
+            Table::Indirect { .. } => None,
         };
         if let Some(buffer) = desc.and_then(|desc| cursor.prefix(desc.addr(), desc.len)) {
             buffer.prefetch_read_all(0..buffer.len().min(NEXT));
