@@ -14,7 +14,6 @@
 #include "util.h"
 
 #ifdef DPDK_NETDEV
-#include <rte_malloc.h>
 #include <rte_mbuf.h>
 #endif
 
@@ -125,52 +124,6 @@ packet_stash_uninit(struct packet_stash *stash)
     stash->first = NETDEV_MAX_BURST;
 }
 
-#ifdef DPDK_NETDEV
-static void
-grown_free(void *buffer OVS_UNUSED, void *all)
-{
-    rte_free(all);
-}
-
-/* What belongs to an external buffer beside the packet and its headroom. */
-#define GROWN_EXTRA (sizeof(struct rte_mbuf_ext_shared_info) \
-                     + 2 * sizeof(uintptr_t))
-BUILD_ASSERT_DECL(PACKET_HEADROOM + OVSV_MAX_FRAME + GROWN_EXTRA
-                  <= UINT16_MAX);
-
-/* Gives the mbuf of an empty packet a buffer for 'len' bytes from DPDK's heap,
- * which devices can reach as they can its pool. */
-static bool
-packet_grow_mbuf(struct dp_packet *packet, uint32_t len)
-{
-    struct rte_mbuf *mbuf = &packet->mbuf;
-    uint16_t size = ROUND_UP(PACKET_HEADROOM + len + GROWN_EXTRA
-                             - sizeof(uintptr_t), sizeof(uintptr_t));
-    void *buffer = rte_malloc(NULL, size, RTE_CACHE_LINE_SIZE);
-
-    if (!buffer) {
-        return false;
-    }
-    struct rte_mbuf_ext_shared_info *shared
-        = rte_pktmbuf_ext_shinfo_init_helper(buffer, &size, grown_free,
-                                             buffer);
-    if (!shared) {
-        rte_free(buffer);
-        return false;
-    }
-    if (RTE_MBUF_HAS_EXTBUF(mbuf)) {
-        /* It has grown before, and not enough. */
-        rte_pktmbuf_detach_extbuf(mbuf);
-    }
-    rte_pktmbuf_attach_extbuf(mbuf, buffer, rte_malloc_virt2iova(buffer), size,
-                              shared);
-    rte_pktmbuf_reset_headroom(mbuf);
-    /* It is as its last owner left it, whose length would take from its room. */
-    dp_packet_set_size(packet, 0);
-    return true;
-}
-#endif
-
 bool
 ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
                uint32_t len)
@@ -188,7 +141,7 @@ ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
         break;
     case SOURCE_POOL:
 #ifdef DPDK_NETDEV
-        if (!packet_grow_mbuf(*packet, len)) {
+        if (!packet_enlarge(*packet)) {
             return false;
         }
 #endif

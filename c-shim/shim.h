@@ -151,6 +151,10 @@ struct packet_pool *packet_pool_get(const char *port_name, uint32_t room,
 void packet_pool_put(struct packet_pool *, int share);
 void packet_pools_sweep(void);
 
+/* packet_large.c */
+
+bool packet_enlarge(struct dp_packet *);
+
 /* packet.c: receiving.  A receive queue keeps a burst's worth of packets
  * ready, so that an empty poll costs no allocation. */
 struct packet_stash {
