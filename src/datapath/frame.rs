@@ -16,6 +16,13 @@ use crate::virtio::net_hdr::{self, NUM_BUFFERS, PLAIN_SHORT};
 /// chains that a driver made long for no good reason. Ordinary chains of 20 fragments still fill a burst.
 pub(super) const WORK: u32 = 1024;
 
+/// Bytes of large frames, in chains or in slots of their own, that one burst takes before it leaves the rest to the next: no
+/// more than a poll thread's own cache still holds when they are sent on.
+pub(super) const BYTES: u32 = 128 << 10;
+
+/// Bytes that are as much work as a descriptor.
+const WORTH: u32 = BYTES / WORK;
+
 /// Bytes at the front of each buffer whose lines are asked for while a burst is looked up: a small frame with its header.
 pub(super) const NEAR: u32 = 76;
 
@@ -94,7 +101,7 @@ pub(super) fn gather<'m, S: Set, R: DescRing>(
         len = len.saturating_add(frame.len());
         fits = fits && slot.append(frame);
     }
-    *work += u32::from(chain.walked());
+    *work += u32::from(chain.walked()) + len / WORTH;
     Ok(match (fits, S::EXTRA) {
         _ if len == 0 => Taken::Runt,
         (true, false) => Taken::Frame,

@@ -4,6 +4,7 @@ use super::{task, Errand, Gauge, Queue, Sent, State, Wake};
 use crate::clock;
 use crate::datapath::config::{Direction, RingFault};
 use crate::datapath::counters::Tally;
+use crate::datapath::frame::BYTES;
 use crate::datapath::gate::Entered;
 use crate::datapath::miss::Halt;
 use crate::datapath::rarp;
@@ -69,8 +70,8 @@ impl Queue {
         burst
     }
 
-    /// Goes on behind a burst that ended before a frame larger than its slot. Each round moves a frame or ends this: only a
-    /// driver that makes a frame larger meanwhile has it end early.
+    /// Goes on behind a burst that ended before a frame larger than its slot, until [`BYTES`] of such are moved. Each round
+    /// moves a frame or ends this: only a driver that makes a frame larger meanwhile has it end early.
     #[cold]
     fn dequeue_large<'a>(
         &self,
@@ -79,15 +80,16 @@ impl Queue {
         slots: &mut [RxSlot<'a>],
         mut grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
     ) -> Burst {
-        let mut all = first;
-        while let Some((slot, _)) = slots.get_mut(all.frames..).and_then(<[_]>::split_first_mut) {
-            if all.large == 0 || all.halted {
+        let (mut all, mut bytes) = (first, 0);
+        while let [slot, ..] = slots.get_mut(all.frames..).unwrap_or_default() {
+            if all.large == 0 || all.halted || bytes >= BYTES {
                 break;
             }
             if !grow(slot, all.large) {
                 self.counters.count_starved();
                 break;
             }
+            bytes += all.large;
             let rest = slots.get_mut(all.frames..).unwrap_or_default();
             let burst = ring.dequeue(rest, &self.counters);
             all = Burst {

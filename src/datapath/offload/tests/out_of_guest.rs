@@ -1,6 +1,7 @@
 //! From a driver to the host.
 
 use super::*;
+use crate::model::Pool;
 
 both_layouts! {
     words_come_out_as_they_went_in;
@@ -13,6 +14,8 @@ both_layouts! {
     frames_larger_than_a_slot_get_a_larger_one;
     a_frame_for_which_there_is_no_memory_waits;
     frames_too_large_for_any_slot_are_dropped;
+    a_burst_leaves_large_frames_to_the_next;
+    a_burst_leaves_long_chains_to_the_next;
 }
 
 fn rig<D: Virtqueue>(features: Features) -> Rig<D> {
@@ -174,6 +177,20 @@ fn a_segment_that_is_the_only_one_is_no_segment<D: Virtqueue>(layout: Features) 
     }
 }
 
+/// Makes a frame available in so many pieces, and does not publish it.
+fn add<D: Virtqueue>(rig: &mut Rig<D>, frame: &[u8], pieces: u32) {
+    let addr = rig.net.buffer(rig.net.driver.next_id().unwrap());
+    let header = rig.net.header();
+    rig.net.driver.memory().write(at(addr, u64::from(header)), frame);
+    let len = header + u32::try_from(frame.len()).unwrap();
+    let step = len.div_ceil(pieces);
+    let chain: Vec<_> = (0..len)
+        .step_by(step as usize)
+        .map(|from| read(at(addr, u64::from(from)), step.min(len - from)))
+        .collect();
+    rig.net.driver.add(&chain).unwrap();
+}
+
 /// A ring with one large frame between small ones, in one piece or in many.
 fn with_large_frame<D: Virtqueue>(layout: Features, pieces: u32) -> (Rig<D>, Vec<Vec<u8>>) {
     let mut rig = Rig::<D>::with_offloads(Direction::Dequeue, SIZE, 70_000, layout | LEAVES);
@@ -185,16 +202,7 @@ fn with_large_frame<D: Virtqueue>(layout: Features, pieces: u32) -> (Rig<D>, Vec
         frame(70, 5),
     ];
     for frame in &frames {
-        let addr = rig.net.buffer(rig.net.driver.next_id().unwrap());
-        let header = rig.net.header();
-        rig.net.driver.memory().write(at(addr, u64::from(header)), frame);
-        let len = header + u32::try_from(frame.len()).unwrap();
-        let step = len.div_ceil(pieces);
-        let chain: Vec<_> = (0..len)
-            .step_by(step as usize)
-            .map(|from| read(at(addr, u64::from(from)), step.min(len - from)))
-            .collect();
-        rig.net.driver.add(&chain).unwrap();
+        add(&mut rig, frame, pieces);
     }
     rig.net.driver.publish();
     (rig, frames.into())
@@ -249,4 +257,33 @@ fn frames_too_large_for_any_slot_are_dropped<D: Virtqueue>(layout: Features) {
     rig.net.driver.publish();
     assert_eq!(rig.dequeue(), [frame(60, 2)]);
     assert_eq!(rig.stats().oversize, 1);
+}
+
+fn a_burst_leaves_large_frames_to_the_next<D: Virtqueue>(layout: Features) {
+    let mut rig = Rig::<D>::with_offloads(Direction::Dequeue, SIZE, 70_000, layout | LEAVES);
+    (0..5).for_each(|seed| add(&mut rig, &frame(60_000, seed), 4));
+    rig.net.driver.publish();
+    let mut rooms = vec![vec![0; 60_000]; 5];
+    let mut free = rooms.iter_mut();
+    let mut bursts = [3, 2].iter().map(|frames| {
+        let mut slots = rig.pool.slots();
+        let count = rig.queue.dequeue_growing(&mut slots, |slot, _| {
+            *slot = RxSlot::new(free.next().unwrap());
+            true
+        });
+        (count, *frames)
+    });
+    assert!(bursts.all(|(count, frames)| count == frames), "of 128 KiB");
+    assert_eq!(free.count(), 0, "no slot was made larger in vain");
+}
+
+fn a_burst_leaves_long_chains_to_the_next<D: Virtqueue>(layout: Features) {
+    let mut rig = Rig::<D>::with_room(Direction::Dequeue, SIZE, 9100, layout | V1);
+    rig.pool = Pool::new(64, 9000);
+    (0..20).for_each(|seed| add(&mut rig, &frame(9000, seed), 3));
+    rig.net.driver.publish();
+    let bursts = [rig.dequeue(), rig.dequeue()];
+    let sent: Vec<_> = (0..20).map(|seed| frame(9000, seed)).collect();
+    assert_eq!(bursts.concat(), sent);
+    assert_eq!(bursts.map(|burst| burst.len()), [15, 5], "of 128 KiB");
 }
