@@ -58,5 +58,5 @@ pub use mapping::Mapping;
 pub(crate) use pages::memfd;
 pub use region::{Region, RegionDesc};
 pub use table::{MemTable, MAX_REGIONS};
-pub use userfault::{Userfault, UserfaultError};
+pub use userfault::{Remnant, Userfault, UserfaultError};
 pub use write_log::{WriteLog, Written};

@@ -39,6 +39,35 @@ pub enum UserfaultError {
     Ended,
 }
 
+/// What the kernel did not do when post-copy ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Remnant {
+    /// The front-end's memory could not be replaced.
+    #[error("post-copy: the front-end is gone, and region {desc} is its memory still: {error}")]
+    Mapped {
+        /// The region as the front-end described it.
+        desc: RegionDesc,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+    /// A region has not been taken from the userfaultfd.
+    #[error("post-copy: region {desc} is watched still: {error}")]
+    Watched {
+        /// The region as the front-end described it.
+        desc: RegionDesc,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+    /// Who waits for a page may do so for ever.
+    #[error("post-copy: who sleeps in region {desc} cannot be woken: {error}")]
+    Asleep {
+        /// The region as the front-end described it.
+        desc: RegionDesc,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+}
+
 /// A userfaultfd, and the regions whose missing pages it watches over. Ended when dropped.
 #[derive(Debug)]
 pub struct Userfault {
@@ -114,29 +143,31 @@ impl Userfault {
         }
     }
 
-    /// All pages are there: nobody will sleep any more, and who still does wakes up.
-    pub fn finish(&self) {
-        for region in self.end() {
-            self.unwatch(&region);
-        }
+    /// All pages are there: nobody will sleep any more, and who still does wakes up. Says what is left of it.
+    pub fn finish(&self) -> Vec<Remnant> {
+        let regions = self.end();
+        regions
+            .iter()
+            .filter_map(|region| self.unwatch(region).err())
+            .collect()
     }
 
     /// The front-end is gone, pages may be missing for ever: who sleeps wakes up. From here on all of the memory is
-    /// ours alone and reads as zeros, so that what is still under way cannot pass for what the guest had there.
-    pub fn abandon(&self) {
-        for region in self.end() {
-            match region.mapping().cut_off() {
+    /// ours alone and reads as zeros, so that what is still under way cannot pass for what the guest had there. Says what is
+    /// left of the front-end.
+    pub fn abandon(&self) -> Vec<Remnant> {
+        let regions = self.end();
+        let ends = regions
+            .iter()
+            .flat_map(|region| match region.mapping().cut_off() {
                 // Whoever slept has left the old mapping to do so, and finds the new one.
-                Ok(()) => self.wake(&region),
+                Ok(()) => [Ok(()), self.wake(region)],
                 Err(error) => {
-                    log::warn!(
-                        "post-copy: the front-end is gone, and region {} is its memory still: {error}",
-                        region.desc()
-                    );
-                    self.unwatch(&region);
+                    let desc = *region.desc();
+                    [Err(Remnant::Mapped { desc, error }), self.unwatch(region)]
                 }
-            }
-        }
+            });
+        ends.filter_map(Result::err).collect()
     }
 
     fn end(&self) -> Vec<Arc<Region>> {
@@ -145,21 +176,14 @@ impl Userfault {
     }
 
     /// Wakes who sleeps there, too.
-    fn unwatch(&self, region: &Region) {
-        let mut range = region.mapping().range();
-        if let Err(error) = sys::ioctl(&self.fd, sys::UNREGISTER, &mut range) {
-            log::warn!("post-copy: region {} is watched still: {error}", region.desc());
-        }
+    fn unwatch(&self, region: &Region) -> Result<(), Remnant> {
+        let (mut range, desc) = (region.mapping().range(), *region.desc());
+        sys::ioctl(&self.fd, sys::UNREGISTER, &mut range).map_err(|error| Remnant::Watched { desc, error })
     }
 
-    fn wake(&self, region: &Region) {
-        let mut range = region.mapping().range();
-        if let Err(error) = sys::ioctl(&self.fd, sys::WAKE, &mut range) {
-            log::warn!(
-                "post-copy: who sleeps in region {} cannot be woken: {error}",
-                region.desc()
-            );
-        }
+    fn wake(&self, region: &Region) -> Result<(), Remnant> {
+        let (mut range, desc) = (region.mapping().range(), *region.desc());
+        sys::ioctl(&self.fd, sys::WAKE, &mut range).map_err(|error| Remnant::Asleep { desc, error })
     }
 }
 
@@ -329,7 +353,10 @@ mod tests {
     fn who_sleeps_when_the_migration_ends_wakes_up() {
         let memory = GuestMemory::new(4 * PAGE);
         let (userfault, table, _server) = incomplete(memory.file(), 4 * PAGE);
-        assert_eq!(sleeps(|| read(&table, AT.0), || userfault.finish()), 0);
+        assert_eq!(
+            sleeps(|| read(&table, AT.0), || assert!(userfault.finish().is_empty())),
+            0
+        );
         assert_eq!(read(&table, AT.0 + PAGE), 0, "nor does anybody sleep after that");
         memory.write(AT, &[5]);
         assert_eq!(read(&table, AT.0), 5, "it is the guest's memory as before");
@@ -341,7 +368,7 @@ mod tests {
         memory.write(GuestAddr(AT.0 + PAGE), &[3]);
         let (userfault, table, _server) = incomplete(memory.file(), 4 * PAGE);
         let write = || table.cursor(0).unwrap().write(AT, &[0xaa; 8]);
-        assert_eq!(sleeps(write, || userfault.abandon()), Ok(()));
+        assert_eq!(sleeps(write, || assert!(userfault.abandon().is_empty())), Ok(()));
         let pages = rustix::fs::fstat(memory.file()).unwrap().st_blocks * 512 / 4096;
         assert_eq!(pages, 1, "no page was made up in the guest's memory");
         assert_eq!(read(&table, AT.0 + PAGE), 0, "nor is the rest of it ours to see");

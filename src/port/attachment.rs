@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use crate::datapath::RingFault;
+use crate::memory::Remnant;
 use crate::vhost_user::{
     Answer, BackendChannel, BackendError, Connection, Message, Next, Offer, Outcome, ProtocolFeatures,
     ReceiveError, Received, SendError, Session, SessionError,
@@ -354,9 +355,15 @@ impl Attachment {
         }
     }
 
-    pub(super) fn unregister(&mut self, reactor: &Reactor) {
+    /// Hangs up: its rings stop, its memory goes. Says what is left of post-copy.
+    pub(super) fn end(mut self, reactor: &Reactor) -> Vec<Remnant> {
         self.drains.clear(reactor);
         reactor.remove(self.connection.as_fd());
+        match &mut self.desk {
+            Whereabouts::Here(desk) => desk.device.abandon_pages(),
+            Whereabouts::Away(errand) => errand.call_back(),
+            Whereabouts::Gone => Vec::new(),
+        }
     }
 
     /// A deadline runs while a message is half read or an answer half sent.

@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use log::Level;
 use rustix::fs::OFlags;
 
-use crate::memory::{Access, MemTable, RegionDesc, Userfault};
+use crate::memory::{Access, MemTable, RegionDesc, Remnant, Userfault};
 use crate::vhost_user::{BackendChannel, Device, Refusal, Request, Response};
 use crate::virtio::features::{self, Features};
 use crate::virtio::ring::RingAddrs;
@@ -185,6 +185,11 @@ impl PortDevice {
         self.postcopy.missing_pages()
     }
 
+    /// The connection is gone: nobody waits for its pages any more. Says what is left of post-copy.
+    pub(super) fn abandon_pages(&self) -> Vec<Remnant> {
+        self.postcopy.abandon()
+    }
+
     /// Not while the page may be missing: to ask for its node would be to wait for it.
     fn numa(&self) -> Option<i32> {
         if !self.is_complete() {
@@ -299,11 +304,7 @@ impl Device for PortDevice {
             Request::PostcopyAdvise => self.postcopy.advise(),
             Request::PostcopyListen => self.postcopy.listen(&self.memory),
             Request::PostcopyAck => self.acknowledged(),
-            Request::PostcopyEnd => {
-                let answer = self.postcopy.end();
-                self.search();
-                Ok(answer)
-            }
+            Request::PostcopyEnd => Ok(self.end_postcopy()),
             Request::GetStatus => Ok(Response::U64(u64::from(self.status.unwrap_or(0)))),
         }
     }
@@ -313,7 +314,7 @@ impl Drop for PortDevice {
     /// The connection is gone: so are its rings, and with the last of them its memory.
     fn drop(&mut self) {
         // First, or a burst that sleeps would be waited for below.
-        self.postcopy.abandon();
+        self.abandon_pages();
         for index in self.indices() {
             self.stop(index);
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{bounded, Receiver, TryRecvError};
 
-use crate::memory::Userfault;
+use crate::memory::{Remnant, Userfault};
 use crate::panics;
 use crate::vhost_user::{Message, Outcome, Session};
 
@@ -91,13 +91,23 @@ impl Errand {
     }
 }
 
+impl Errand {
+    /// Calls it back, and the desk goes. Says what is left of post-copy.
+    pub(super) fn call_back(&mut self) -> Vec<Remnant> {
+        let Some(done) = self.done.take() else {
+            return Vec::new();
+        };
+        // After this nobody sleeps on this front-end's pages any more, so the desk is here at once: its rings
+        // must stop before the port's next front-end starts them.
+        let remnants = self.pages.abandon();
+        drop(done.recv());
+        remnants
+    }
+}
+
 impl Drop for Errand {
     fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            // After this nobody sleeps on this front-end's pages any more, so the desk is here at once: its rings
-            // must stop before the port's next front-end starts them.
-            self.pages.abandon();
-            drop(done.recv());
-        }
+        // Who could be told has called it back before.
+        self.call_back();
     }
 }

@@ -145,12 +145,8 @@ impl Peer {
 
     /// Time passed.
     pub(super) fn tick(&mut self, reactor: &mut Reactor, now: Instant) {
-        if self
-            .attachment
-            .as_ref()
-            .and_then(Attachment::deadline)
-            .is_some_and(|deadline| now >= deadline)
-        {
+        let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
+        if deadline.is_some_and(|deadline| now >= deadline) {
             let seconds = MESSAGE_DEADLINE.as_secs();
             vhost_config!(
                 self,
@@ -482,13 +478,14 @@ impl Peer {
 
     /// Ends the connection, if there is one: its rings stop, its memory goes.
     fn disconnect(&mut self, reactor: &mut Reactor, now: Instant) {
-        let Some(mut attachment) = self.attachment.take() else {
+        let Some(attachment) = self.attachment.take() else {
             return;
         };
-        attachment.unregister(reactor);
         *self.port.portrait.lock() = None;
         let was_up = self.port.carrier();
-        drop(attachment);
+        for remnant in attachment.end(reactor) {
+            vhost_config!(self, now, Level::Warn, "{remnant}");
+        }
         if was_up {
             self.say_removed(now);
         }

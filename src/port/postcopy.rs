@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::memory::{FrontendAddr, MemTable, Region, RegionDesc, Userfault, UserfaultError};
+use crate::memory::{FrontendAddr, MemTable, Region, RegionDesc, Remnant, Userfault, UserfaultError};
 use crate::vhost_user::{Refusal, Response};
 
 /// Whether client ports offer post-copy, for an operator who wants it for all (`other_config:vhost-postcopy-support`), in
@@ -71,20 +71,17 @@ impl Postcopy {
         Ok(Response::Done)
     }
 
-    /// POSTCOPY_END. Whoever still waits for a page goes on.
-    pub(super) fn end(&mut self) -> Response {
+    /// POSTCOPY_END. Whoever still waits for a page goes on. Says what is left of it.
+    pub(super) fn end(&mut self) -> Vec<Remnant> {
         self.listening = false;
-        if let Some(userfault) = self.userfault.take() {
-            userfault.finish();
-        }
-        Response::U64(0)
+        let ended = self.userfault.take();
+        ended.map_or_else(Vec::new, |userfault| userfault.finish())
     }
 
-    /// The connection is gone. Whoever still waits for a page goes on, and the guest never sees with what.
-    pub(super) fn abandon(&self) {
-        if let Some(userfault) = &self.userfault {
-            userfault.abandon();
-        }
+    /// The connection is gone. Whoever still waits for a page goes on, and the guest never sees with what. Says what is left.
+    pub(super) fn abandon(&self) -> Vec<Remnant> {
+        let abandoned = self.userfault.as_ref();
+        abandoned.map_or_else(Vec::new, |userfault| userfault.abandon())
     }
 
     /// What makes a thread sleep that touches the guest's memory, while that may happen.

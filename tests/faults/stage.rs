@@ -43,6 +43,7 @@ impl Stage {
     pub fn play(&mut self, life: &Life, fault: Option<Fault>) -> Result<Vec<u32>> {
         let before = Census::take();
         let site = Site::new(self.directory.path(), life.name, life.mode);
+        let mut said = Vec::new();
         lines::take();
         arm(fault);
         let port = site.open();
@@ -53,7 +54,7 @@ impl Stage {
         let port = match fault.filter(|_| failed() > 0) {
             Some(fault) => {
                 arm(None);
-                judge(port.as_deref().ok(), &outcome, fault)?;
+                judge(port.as_deref().ok(), &outcome, fault, &mut said)?;
                 let port = port.or_else(|_| site.open()).context("once the fault is gone")?;
                 site.visit_again(&port, life).context("once the fault is gone")?;
                 port
@@ -64,6 +65,12 @@ impl Stage {
         on_main(move || drop(port));
         let seen = seen();
         arm(None);
+        said.extend(lines::take());
+        let nameless = said.iter().find(|line| !line.contains(life.name));
+        ensure!(
+            nameless.is_none(),
+            "a line does not say whose it is: {nameless:?}"
+        );
         for (port, guest) in &mut self.innocents {
             guest
                 .goes_on(port)
@@ -95,8 +102,8 @@ impl Drop for Stage {
     }
 }
 
-/// What a fault came to must have been told, or not have come to anything.
-fn judge(port: Option<&TestPort>, outcome: &Result<()>, fault: Fault) -> Result<()> {
+/// What a fault came to must have been told, or not have come to anything. Adds the lines `said` meanwhile.
+fn judge(port: Option<&TestPort>, outcome: &Result<()>, fault: Fault, said: &mut Vec<String>) -> Result<()> {
     let Err(error) = outcome else { return Ok(()) };
     let call = &CALLS[fault.call];
     let told = format!("{error:#}");
@@ -106,7 +113,9 @@ fn judge(port: Option<&TestPort>, outcome: &Result<()>, fault: Fault) -> Result<
     let mut texts = vec![told];
     while !texts.iter().any(|text| lines::tells_of(text, fault.errno)) {
         ensure!(Instant::now() < deadline, "nobody was told why: {texts:#?}");
-        texts.extend(lines::take());
+        let lines = lines::take();
+        texts.extend(lines.iter().cloned());
+        said.extend(lines);
         texts.extend(port.and_then(|port| port.status("error")));
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use log::Level;
+
 use crate::memory::{MemError, MemTable, Region, RegionDesc, MAX_REGIONS};
 use crate::port::postcopy;
 use crate::port::MAX_QUEUE_PAIRS;
@@ -71,6 +73,17 @@ impl PortDevice {
             Some(table) => self.set_memory(table),
             None => Ok(Response::Done),
         }
+    }
+
+    /// POSTCOPY_END: all of it is there, and vrings that waited for it may start.
+    pub(super) fn end_postcopy(&mut self) -> Response {
+        let remnants = self.postcopy.end();
+        let notes = remnants
+            .into_iter()
+            .map(|remnant| (Level::Warn, remnant.to_string()));
+        self.notes.extend(notes);
+        self.search();
+        Response::U64(0)
     }
 
     fn set_memory(&mut self, table: MemTable) -> Result<Response, Refusal> {
