@@ -15,13 +15,14 @@
 //! `tcp`), `migration` (with `qmp`, `stream`, `memory_check`, `announcement`), `testpmd`, `frontend`, `wire`, `quick_guest` (with
 //! `traffic`), `unixctl`, what vswitchd may do (`user`, `drop_in`, `seccomp`, `systemd`), what it has (`smaps`,
 //! `usage`, `disk`), `libvirt` (with `mounts`), `recipe`, and `process`, `netns`, `hugepages`, `log`, `evidence`, `wait` under them.
-//! `settings` has the environment variables.
+//! `settings` has the environment variables, `dice` chance.
 
 mod announcement;
 mod cases;
 mod chart;
 mod control;
 mod demo;
+mod dice;
 mod disk;
 mod drop_in;
 mod evidence;

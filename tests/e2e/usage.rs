@@ -1,6 +1,6 @@
 //! What the switch holds of what machines have little of.
 
-use std::fs::read_to_string;
+use std::fs::{read_dir, read_to_string};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,16 +11,21 @@ use crate::wait;
 /// For what grows once and is kept for the next: heap arenas, the lists of a thread.
 const SLACK: Usage = Usage {
     fds: 0,
+    threads: 0,
+    lent: 0,
     mappings: 16,
     kib: 16 << 10,
 };
 /// How long nothing may change to be settled.
 const SETTLED: Duration = Duration::from_millis(250);
 
-/// Descriptors, mappings, and resident memory.
+/// Descriptors, threads, mappings, and resident memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     fds: usize,
+    threads: usize,
+    /// Of the mappings those of memfds, which is what guests' memory is in.
+    lent: usize,
     mappings: usize,
     kib: usize,
 }
@@ -31,9 +36,12 @@ impl Usage {
         let status = read_to_string(format!("/proc/{pid}/status"))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = resident.and_then(|text| text.split_whitespace().next());
+        let maps = read_to_string(format!("/proc/{pid}/maps"))?;
         Ok(Usage {
             fds: world.ovs.fd_count()?,
-            mappings: read_to_string(format!("/proc/{pid}/maps"))?.lines().count(),
+            threads: read_dir(format!("/proc/{pid}/task"))?.count(),
+            lent: maps.lines().filter(|line| line.contains("/memfd:")).count(),
+            mappings: maps.lines().count(),
             kib: kib.context("no VmRSS")?.parse()?,
         })
     }
@@ -43,7 +51,8 @@ impl Usage {
         let (mut usage, mut since) = (Usage::now(world)?, Instant::now());
         wait::until("the switch to settle", PATIENCE, || {
             let now = Usage::now(world)?;
-            if (now.fds, now.mappings) != (usage.fds, usage.mappings) {
+            let counts = |usage: &Usage| (usage.fds, usage.threads, usage.mappings);
+            if counts(&now) != counts(&usage) {
                 (usage, since) = (now, Instant::now());
             }
             Ok((since.elapsed() > SETTLED).then_some(now))
@@ -65,6 +74,8 @@ impl Usage {
             now = Usage::now(world)?;
             let rows = [
                 (now.fds, self.fds + SLACK.fds),
+                (now.threads, self.threads + SLACK.threads),
+                (now.lent, self.lent + SLACK.lent),
                 (now.mappings, self.mappings + SLACK.mappings),
                 (now.kib, self.kib + SLACK.kib),
             ];

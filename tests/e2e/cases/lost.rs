@@ -26,13 +26,7 @@ pub fn under_traffic(ctx: &Ctx) -> Result<()> {
     vm.wait_ready()?;
     wait_reachable(&vm, OBSERVER)?;
     let ports = world.testpmd_ports(Kind::Client)?;
-    for (from, to) in [(0, 1), (1, 0)] {
-        let flow = format!(
-            "priority=100,in_port={},actions=output:{}",
-            ports[from].name, ports[to].name
-        );
-        world.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
-    }
+    world.connect(&ports)?;
     for round in 1..=ROUNDS {
         ctx.step(&format!("round {round}"));
         let mut testpmd = start_loop(&world, &ports)?;

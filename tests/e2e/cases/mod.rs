@@ -22,6 +22,7 @@ mod migration;
 mod numbered;
 mod offload;
 mod policed;
+mod qemu_killed;
 mod queues;
 mod run;
 mod settings;
@@ -77,6 +78,11 @@ const CASES: &[Case] = &[
     both("vm/guest-reboot", &[Need::Guests], vm::guest_reboot),
     both("vm/vswitchd-killed", &[Need::Guests], vm::vswitchd_killed),
     both("vm/front-end-crash", &[Need::Guests], vm::front_end_crash),
+    plugin(
+        "vm/qemu-killed-under-tcp",
+        &[Need::Guests],
+        qemu_killed::under_tcp,
+    ),
     both(
         "vm/client-path-not-there-yet",
         &[Need::Guests],

@@ -236,11 +236,16 @@ impl World {
     /// second exchange packets, the third and the fourth, and so on.
     pub fn cross_connect(&self, ports: &[Port]) -> Result<()> {
         self.ovs.ofctl("del-flows br0")?;
-        for pair in ports.chunks_exact(2) {
-            for (from, to) in pair.iter().zip(pair.iter().rev()) {
-                let flow = format!("in_port={},actions=output:{}", from.name, to.name);
-                self.ovs.ofctl(&format!("add-flow br0 {flow}"))?;
-            }
+        ports.chunks_exact(2).try_for_each(|pair| self.connect(pair))
+    }
+
+    /// Has the switch send what comes from one of two ports to the other, whatever it does with the rest.
+    pub fn connect(&self, pair: &[Port]) -> Result<()> {
+        for (from, to) in pair.iter().zip(pair.iter().rev()) {
+            let (from, to) = (&from.name, &to.name);
+            self.ovs.ofctl(&format!(
+                "add-flow br0 priority=100,in_port={from},actions=output:{to}"
+            ))?;
         }
         Ok(())
     }

@@ -2,14 +2,13 @@
 //! minutes, each at least once. After each blow everything has to work again, and every packet is accounted for.
 //!
 //! `blows`: what may befall; `stage`: the switch, who is there, and what is held after each blow; `innocent`, `talk`: two guests
-//! that have done nothing; `flood`: testpmd; `dice`: chance.
+//! that have done nothing; `flood`: testpmd.
 
 mod blows;
-mod dice;
 mod flood;
 mod innocent;
 mod stage;
-mod talk;
+pub mod talk;
 mod tally;
 
 use std::time::{Duration, Instant};
@@ -17,8 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::Ctx;
+use crate::dice::Dice;
 use blows::{Blow, BLOWS};
-use dice::Dice;
 use stage::Stage;
 use tally::Tally;
 

@@ -8,10 +8,10 @@ use anyhow::{ensure, Result};
 
 use super::super::world::{self, Kind, Port, World};
 use super::super::Ctx;
-use super::dice::Dice;
 use super::flood::{Flood, Moved};
 use super::innocent::Innocent;
 use super::talk::Account;
+use crate::dice::Dice;
 use crate::disk::Disk;
 use crate::mounts::leave_mounts;
 use crate::usage::Usage;
