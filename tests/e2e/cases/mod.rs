@@ -27,6 +27,7 @@ mod queues;
 mod run;
 mod settings;
 mod soak;
+mod starved;
 mod storm;
 mod tools;
 mod valgrind;
@@ -329,6 +330,7 @@ const CASES: &[Case] = &[
     plugin("attack/rings-packed", &[], attack::rings_packed),
     plugin("attack/live-changes", &[], attack::live_changes),
     plugin("attack/exhaustion", &[], attack::exhaustion),
+    plugin("starved/of-descriptors", &[], starved::of_descriptors),
     plugin("hardened/filter", &[Need::DropIn], hardened::filter_bites),
     plugin("hardened/unprivileged", &[Need::DropIn], hardened::unprivileged),
     plugin(

@@ -65,7 +65,7 @@ pub fn under_tcp(ctx: &Ctx) -> Result<()> {
 }
 
 /// Two quick guests that send each other frames, past everybody else and through the one poll thread.
-fn innocent(world: &World) -> Result<Talk> {
+pub fn innocent(world: &World) -> Result<Talk> {
     world
         .ovs
         .vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x1")?;
