@@ -284,6 +284,18 @@ impl PackedMem {
         }
     }
 
+    /// Marks a descriptor as used if nobody wrote to it since it was `seen`, and leaves the rest of it as it is. So it harms no
+    /// driver that is about to write there: whatever it has written, or will, stays.
+    pub fn mark_unless_changed(&self, at: Position, seen: &Desc) {
+        if let Some(rest) = self.rest(at.index) {
+            crash::point();
+            let word = |flags| u64::from(seen.len) | u64::from(seen.next) << 32 | u64::from(flags) << 48;
+            let used = word(seen.flags & !TURN | at.used());
+            // Release: as in publish_used, for a driver that waits for it. One that has written something else meanwhile has it.
+            let _ = rest.compare_exchange(word(seen.flags), used, Ordering::Release, Ordering::Relaxed);
+        }
+    }
+
     /// When the driver wants a call.
     #[inline]
     pub fn driver_event(&self) -> Event {

@@ -69,11 +69,14 @@ pub(super) fn resume(
     if let Some(base) = [avail, used].into_iter().find(|base| scan.confirms(*base)) {
         // Of buffers used in order a back-end may mark only some.
         if !features.contains(features::VIRTIO_F_IN_ORDER) {
-            let chains = scan.passed_over();
+            let (lone, chains) = scan.passed_over();
             if !chains.is_empty() {
                 found.push(Found::PassedOver(chains.len()));
             }
             scan.give_back(mem, &chains);
+            if let Some(oldest) = lone {
+                scan.give_back_oldest(mem, oldest);
+            }
         }
         return Ok(base);
     }
@@ -226,15 +229,16 @@ impl Scan {
     ///
     /// Some may be the rest of a used chain. That is the driver's own again, which does not look at it before it writes to
     /// it, so it is harmless to mark. But for the oldest, which the driver writes to next, and perhaps now: a lone chain
-    /// there is left alone. (What was passed over there would be of a full ring.)
-    fn passed_over(&self) -> Vec<(u16, Used)> {
-        let chains = self.unpublished();
+    /// there comes apart from the others. It may also be of a full ring, and what the driver waits for.
+    fn passed_over(&self) -> (Option<Used>, Vec<(u16, Used)>) {
+        let mut chains = self.unpublished();
         let lone = match chains.as_slice() {
             [(0, first), (second, _), ..] => first.descs < *second,
             [(0, _)] => true,
             _ => false,
         };
-        chains.into_iter().skip(usize::from(lone)).collect()
+        let lone = lone.then(|| chains.remove(0).1);
+        (lone, chains)
     }
 
     /// Gives chains back to the driver.
@@ -244,6 +248,12 @@ impl Scan {
             super::staged::mark_behind(mem, self.at(*time), used.descs);
             mem.publish_used(self.at(*time), *used);
         }
+    }
+
+    /// Gives the oldest chain back, if the driver does not write to it: then what it writes is what stays.
+    fn give_back_oldest(&self, mem: &PackedMem, oldest: Used) {
+        let descs = (0..oldest.descs).zip(&self.descs).rev();
+        descs.for_each(|(time, desc)| mem.mark_unless_changed(self.at(time), desc));
     }
 
     /// The chain from `first` on, given back with all the length it has.

@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::effort;
+use crate::memory::GuestAddr;
+use crate::model::{Buffer, GuestMemory, PackedDesc, PackedDriver, Virtqueue};
+use crate::virtio::features::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 
 #[test]
 fn a_position_flips_its_counter_at_the_end_of_any_ring() {
@@ -140,4 +143,36 @@ fn entries_of_an_indirect_table_follow_each_other_whatever_they_say() {
     );
     bytes[14] = 1;
     assert_eq!(PackedMem::entry(bytes, 2, 3).flags, 0);
+}
+
+#[test]
+fn a_mark_leaves_alone_what_its_driver_wrote_since_it_was_seen() {
+    let memory = Arc::new(GuestMemory::new(0x1000));
+    let features = VIRTIO_F_RING_PACKED | VIRTIO_F_VERSION_1;
+    let mut driver = PackedDriver::new(memory.clone(), GuestAddr(0x1000), 4, features);
+    let config = driver.config(0);
+    let addrs = RingAddrs {
+        desc: config.desc,
+        driver: config.driver,
+        device: config.device,
+    };
+    let mem = PackedMem::new(memory.table(), 4, addrs).unwrap();
+    let buffer = Buffer {
+        addr: GuestAddr(0x1800),
+        len: 60,
+        write: false,
+    };
+    let id = driver.add(&[buffer]).unwrap();
+    driver.publish();
+    let seen = mem.desc(0).unwrap();
+    let written = PackedDesc {
+        len: 61,
+        ..driver.desc(0)
+    };
+    driver.set_desc(0, written);
+    mem.mark_unless_changed(Position::START, &seen);
+    assert_eq!(driver.desc(0), written);
+
+    mem.mark_unless_changed(Position::START, &mem.desc(0).unwrap());
+    assert_eq!(driver.reap().map(|used| used.id), Some(id.into()));
 }

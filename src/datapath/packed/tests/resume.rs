@@ -289,22 +289,27 @@ fn drop_available(rig: &Rig, size: u16, from: Position) -> u32 {
     }
 }
 
+/// A ring of `size` that was stopped after it moved so many frames, one at a time.
+fn stopped_after(size: u16, frames: u16) -> Rig {
+    let mut rig = Rig::new(Direction::Dequeue, size, PACKED);
+    for number in 0..frames {
+        assert!(rig.net.send(&numbered(number.into())));
+        rig.net.driver.publish();
+        assert_eq!(rig.dequeue().len(), 1);
+        rig.net.driver.reap().unwrap();
+    }
+    rig.queue.stop();
+    rig
+}
+
 #[test]
 fn frames_that_a_front_end_passed_over_are_given_back() {
     const SIZE: u16 = 16;
     // Where the ring stood, and how many frames waited: across the end of the ring, where the front-end thinks itself.
     for stood in 8..SIZE {
-        // A driver leaves some room: a full ring's oldest descriptor is where it writes next.
         for waiting in SIZE - stood + 1..SIZE {
-            let mut rig = Rig::new(Direction::Dequeue, SIZE, PACKED);
             // The first lap has wrap counter 1, and so has the third: there the start position looks like news.
-            for number in 0..u32::from(SIZE + stood) {
-                assert!(rig.net.send(&numbered(number)));
-                rig.net.driver.publish();
-                assert_eq!(rig.dequeue().len(), 1);
-                rig.net.driver.reap().unwrap();
-            }
-            rig.queue.stop();
+            let mut rig = stopped_after(SIZE, SIZE + stood);
             (0..waiting).for_each(|seed| assert!(rig.net.send(&numbered(u32::from(seed)))));
             rig.net.driver.publish();
             let base = drop_available(&rig, SIZE, Position::START);
@@ -321,6 +326,25 @@ fn frames_that_a_front_end_passed_over_are_given_back() {
     }
 }
 
+/// It looks like the rest of a used chain, which is where its driver writes next; but here the driver waits for it.
+#[test]
+fn the_oldest_frame_of_a_full_ring_is_given_back_if_a_front_end_passed_over_it_alone() {
+    const SIZE: u16 = 16;
+    for stood in 0..2 * SIZE {
+        let mut rig = stopped_after(SIZE, stood);
+        (0..SIZE).for_each(|seed| assert!(rig.net.send(&numbered(seed.into()))));
+        rig.net.driver.publish();
+        let base = drop_available(&rig, SIZE, rig.net.driver.next_used().advance(1, SIZE));
+        assert_eq!(rig.net.driver.reap(), None, "the driver waits for the first");
+        restart(&rig, base);
+        let given_back = std::iter::from_fn(|| rig.net.driver.reap()).count();
+        assert_eq!(given_back, usize::from(SIZE), "{stood}");
+        assert!(rig.net.send(&numbered(7)));
+        rig.net.driver.publish();
+        assert_eq!(rig.dequeue(), [numbered(7)], "{stood}");
+    }
+}
+
 #[test]
 fn a_driver_that_adds_while_the_ring_is_looked_at_misleads_nobody() {
     const SIZE: u16 = effort::of(8, 3);
@@ -331,14 +355,7 @@ fn a_driver_that_adds_while_the_ring_is_looked_at_misleads_nobody() {
                 if hidden > 1 && stood + added > SIZE {
                     continue;
                 }
-                let mut rig = Rig::new(Direction::Dequeue, SIZE, PACKED);
-                for number in 0..u32::from(SIZE * lap + stood) {
-                    assert!(rig.net.send(&numbered(number)));
-                    rig.net.driver.publish();
-                    assert_eq!(rig.dequeue().len(), 1);
-                    rig.net.driver.reap().unwrap();
-                }
-                rig.queue.stop();
+                let mut rig = stopped_after(SIZE, SIZE * lap + stood);
                 let before = ring(&rig, SIZE);
                 (0..added).for_each(|seed| assert!(rig.net.send(&numbered(seed.into()))));
                 rig.net.driver.publish();
