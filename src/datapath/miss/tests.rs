@@ -109,6 +109,12 @@ impl<D: Virtqueue> Behind<D> {
 
     /// An update of the page that `iova` is on.
     fn tell(&mut self, iova: u64, access: Access) -> Option<u32> {
+        self.learn(iova, access);
+        self.queue.replace_mem(&self.view())
+    }
+
+    /// The same, of which the ring knows nothing yet.
+    fn learn(&mut self, iova: u64, access: Access) {
         let page = iova & !(PAGE - 1);
         let update = Translation {
             iova: range(page, PAGE),
@@ -116,13 +122,13 @@ impl<D: Virtqueue> Behind<D> {
             access,
         };
         self.iotlb.update(update, &[]);
-        self.queue.replace_mem(&self.view())
     }
 
     fn tell_all(&mut self, access: Access) {
         for page in 0..BUFFER_PAGES {
-            assert_eq!(self.tell(BUFFERS + page * PAGE, access), None);
+            self.learn(BUFFERS + page * PAGE, access);
         }
+        assert_eq!(self.queue.replace_mem(&self.view()), None);
     }
 
     fn take_back(&mut self, iova: u64, size: u64) -> Option<u32> {

@@ -277,7 +277,7 @@ fn any_word_with_any_frame_gives_a_good_driver_nothing_it_did_not_negotiate<D: V
     for choice in (0..32_usize).step_by(effort::of(1, 11)) {
         let chosen = (0..5).filter(|bit| choice >> bit & 1 == 1);
         let features = chosen.fold(layout, |all, bit| all | bits[bit]);
-        let mut rig = Rig::<D>::with_offloads(Direction::Enqueue, 256, 2048, features);
+        let mut rig = Rig::<D>::with_offloads(Direction::Enqueue, effort::of(256, 16), 2048, features);
         for _ in 0..effort::of(100, 2) {
             rig.net.supply(256);
             rig.net.driver.publish();

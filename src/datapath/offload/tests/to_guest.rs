@@ -31,7 +31,7 @@ fn received<D: Virtqueue>(rig: &mut Rig<D>) -> Vec<(Offload, Vec<u8>)> {
 
 /// A random burst of frames with words, each with what it was made from.
 fn burst(random: &mut Random) -> Vec<(Packet, Offload, Vec<u8>)> {
-    (0..random.below(BURST))
+    (0..random.below(effort::of(BURST, 6)))
         .map(|_| {
             let packet = Packet {
                 payload: random.below(4000),
@@ -67,10 +67,10 @@ fn random_bursts<D: Virtqueue>(
 ) {
     let rings = [(MRG, 256), (MRG, 2048), (Features::NONE, 9000)];
     for (merge, room) in rings.into_iter().skip(effort::of(0, 2)) {
-        let mut rig = rig::<D>(512, room, features | merge);
+        let mut rig = rig::<D>(effort::of(512, 64), room, features | merge);
         let mut random = Random(u64::from(room));
         let (mut packets, mut bytes) = (0, 0);
-        for _ in 0..effort::of(20, 1) {
+        for _ in 0..effort::of(20, 2) {
             let burst = burst(&mut random);
             let sent = rig.queue.enqueue(&slots(&burst), 8);
             assert_eq!((sent.packets, sent.invalid), (burst.len(), 0));
@@ -193,7 +193,7 @@ fn a_frame_that_is_cut_goes_in_whole_or_not_at_all<D: Virtqueue>(layout: Feature
 
 fn large_frames_are_spread_over_merged_buffers<D: Virtqueue>(layout: Features) {
     let packet = Packet {
-        payload: 64_000,
+        payload: effort::of(64_000, 6_000),
         ..Packet::TCP4
     };
     let (bytes, word) = (packet.partial(&mut Random(6)), packet.segments(1448));
