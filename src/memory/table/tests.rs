@@ -372,3 +372,37 @@ fn pages_of_a_ring_that_lie_apart_are_put_together_and_stay_where_they_are() {
     assert!(moved.is_none() || moved != where_is(&table));
     assert_eq!(where_is(&seen_by(&scattered[..1])), None);
 }
+
+#[test]
+fn every_small_range_near_regions_and_the_end_of_the_space_is_read_if_each_byte_is_in_one() {
+    let memory = GuestMemory::new(0x1000);
+    // Neighbours, one by itself, and the last addresses there are.
+    let regions = [(3, 4), (7, 2), (12, 1), (u64::MAX - 2, 3)];
+    let mapped = |at: u64| {
+        regions
+            .iter()
+            .any(|(guest, size)| at.wrapping_sub(*guest) < *size)
+    };
+    let region = |(guest, size)| {
+        let frontend = FrontendAddr(0);
+        map(
+            &memory,
+            RegionDesc {
+                guest: GuestAddr(guest),
+                frontend,
+                ..desc(0, size, 0)
+            },
+        )
+    };
+    let table = MemTable::new(regions.map(region).into()).unwrap();
+    for first in (0..16).chain(u64::MAX - 5..=u64::MAX) {
+        for len in 0..16_usize {
+            let all = (0..len as u64).all(|more| first.checked_add(more).is_some_and(mapped));
+            for hint in 0..4 {
+                let mut cursor = table.cursor(hint).unwrap();
+                let read = cursor.read(GuestAddr(first), &mut vec![0; len]);
+                assert_eq!(read.is_ok(), all, "{len} at {first:#x}, from region {hint}");
+            }
+        }
+    }
+}
