@@ -577,6 +577,22 @@ fn a_front_end_that_misuses_its_channel_loses_that_and_costs_the_control_thread_
 }
 
 #[test]
+fn a_new_channel_is_asked_at_once_what_the_one_before_left_open() {
+    let mut world = World::run("anew");
+    world.transmit(0, b"waits");
+    assert!(world.poll().is_empty());
+    assert_eq!(world.wait_questions()[0].iova, buffer(0));
+    let (channel, theirs) = UnixStream::pair().expect("a socket pair");
+    channel.set_nonblocking(true).expect("non-blocking");
+    assert_eq!(world.ask_with(SET_BACKEND_REQ_FD, &[], theirs.as_raw_fd()), 0);
+    world.channel = channel;
+    let asked = world.wait_questions();
+    assert_eq!(asked[0].iova, buffer(0));
+    world.answer(&asked);
+    assert_eq!(world.poll(), [b"waits"]);
+}
+
+#[test]
 fn a_server_port_does_not_offer_it() {
     let (_port, path) = TestPort::server("iommu-server", switches());
     let mut stream = UnixStream::connect(path).expect("a port that listens");

@@ -17,9 +17,10 @@ use super::PortDevice;
 impl PortDevice {
     pub(super) fn set_backend(&mut self, fd: OwnedFd) -> Result<Response, Refusal> {
         self.backend = Some(BackendChannel::new(fd).map_err(Refusal::new)?);
-        // What was asked on the one before is not answered any more.
+        // What was asked on the one before is not answered any more. A ring that waits does not say so again: it is asked for now.
         self.iommu.forget_questions();
         self.settle_waiting();
+        self.met_misses();
         Ok(Response::Done)
     }
 
