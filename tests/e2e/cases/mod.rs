@@ -329,6 +329,8 @@ const CASES: &[Case] = &[
     plugin("attack/rings-split", &[], attack::rings_split),
     plugin("attack/rings-packed", &[], attack::rings_packed),
     plugin("attack/live-changes", &[], attack::live_changes),
+    plugin("attack/iommu-split", &[], attack::iommu_split),
+    plugin("attack/iommu-packed", &[], attack::iommu_packed),
     plugin("attack/exhaustion", &[], attack::exhaustion),
     plugin("starved/of-descriptors", &[], starved::of_descriptors),
     plugin("hardened/filter", &[Need::DropIn], hardened::filter_bites),

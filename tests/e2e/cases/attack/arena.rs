@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use ovs_vhost::model::{Driver, Virtqueue};
-use ovs_vhost::virtio::features::Features;
+use ovs_vhost::virtio::features::{Features, VIRTIO_F_ACCESS_PLATFORM};
 use serde_json::Value;
 
 use super::super::world::{self, Kind, Port, World, PATIENCE};
@@ -35,6 +35,8 @@ pub struct Arena<'a> {
     port: Port,
     /// What the attacked port connects to, if it is a client.
     listener: Option<Listener>,
+    /// What its guests negotiate because of where they are.
+    pub platform: Features,
     traffic: Traffic,
     pid: u32,
     attacks: usize,
@@ -50,8 +52,19 @@ pub struct Event {
 impl<'a> Arena<'a> {
     /// A switch with three ports, and the innocent in conversation. A client port takes offloads, too.
     pub fn open(ctx: &'a Ctx, kind: Kind) -> Result<Arena<'a>> {
+        Arena::with(ctx, kind, Features::NONE)
+    }
+
+    /// The same with a client port, and every guest of it is behind an IOMMU.
+    pub fn behind_iommu(ctx: &'a Ctx) -> Result<Arena<'a>> {
+        Arena::with(ctx, Kind::Client, VIRTIO_F_ACCESS_PLATFORM)
+    }
+
+    fn with(ctx: &'a Ctx, kind: Kind, platform: Features) -> Result<Arena<'a>> {
+        let iommu = platform.contains(VIRTIO_F_ACCESS_PLATFORM);
         let options = crate::ovs::Options {
             tso: kind == Kind::Client,
+            other_config: Vec::from_iter(iommu.then_some("vhost-iommu-support=true")),
             ..world::options(&ctx.settings, false)
         };
         let world = World::with(&ctx.settings, &ctx.dir, options, false)?;
@@ -82,6 +95,7 @@ impl<'a> Arena<'a> {
             control,
             port,
             listener,
+            platform,
             traffic,
             pid,
             attacks: 0,
@@ -105,7 +119,7 @@ impl<'a> Arena<'a> {
     /// A guest on the attacked port, and its connection.
     pub fn guest<D: Virtqueue>(&self, size: u16, features: Features) -> Result<(Guest<D>, Wire)> {
         let mut wire = self.connect()?;
-        Ok((bring_up(size, features, &mut wire)?, wire))
+        Ok((bring_up(size, features | self.platform, &mut wire)?, wire))
     }
 
     /// Plays one attack, or several of a kind; afterwards nothing may be the worse for it.
@@ -161,13 +175,20 @@ impl<'a> Arena<'a> {
 
     /// Waits for the last connection to have been warned of, in these words.
     pub fn wait_warning(&self, words: &str) -> Result<()> {
-        let mut seen = Vec::new();
         wait::until_true(&format!("a warning with \"{words}\""), PATIENCE, || {
-            seen = self.connections()?.pop().unwrap_or_default();
-            let says = |event: &Event| event.level == "WARN" && event.text.contains(words);
-            Ok(seen.iter().any(says))
+            Ok(self.warnings(words)? > 0)
         })
-        .with_context(|| format!("{seen:#?}"))
+        .with_context(|| format!("{:#?}", self.connections()))
+    }
+
+    /// How often the last connection has been warned of, in these words.
+    pub fn warnings(&self, words: &str) -> Result<usize> {
+        Ok(count(&self.connections()?.pop().unwrap_or_default(), words))
+    }
+
+    /// How often any that is remembered has been: a client port that hung up has the next one already.
+    pub fn warnings_of_all(&self, words: &str) -> Result<usize> {
+        Ok(count(&self.connections()?.concat(), words))
     }
 
     /// What is told of a ring of the attacked port now.
@@ -176,14 +197,25 @@ impl<'a> Arena<'a> {
         Ok(all[0]["vrings"][index].clone())
     }
 
-    /// Waits until the ring is said to be broken, in these words.
-    pub fn wait_broken(&self, index: usize, words: &str) -> Result<()> {
-        let mut seen = Value::Null;
-        wait::until_true(&format!("vring {index} to break: {words}"), PATIENCE, || {
-            seen = self.vring(index)?;
-            Ok(seen["error"].as_str().is_some_and(|error| error.contains(words)))
+    /// Waits until something was taken from the transmitq of a guest that has just come.
+    pub fn wait_bursts(&self) -> Result<()> {
+        wait::until_true("bursts", PATIENCE, || {
+            Ok(self.vring(1)?["next"].as_u64().is_some_and(|next| next > 0))
         })
-        .with_context(|| seen.to_string())
+    }
+
+    /// Whether the ring is said to be broken, in these words.
+    pub fn is_broken(&self, index: usize, words: &str) -> Result<bool> {
+        let told = self.vring(index)?;
+        Ok(told["error"].as_str().is_some_and(|error| error.contains(words)))
+    }
+
+    /// Waits for that.
+    pub fn wait_broken(&self, index: usize, words: &str) -> Result<()> {
+        wait::until_true(&format!("vring {index} to break: {words}"), PATIENCE, || {
+            self.is_broken(index, words)
+        })
+        .with_context(|| format!("{:?}", self.vring(index)))
     }
 
     /// A counter of the attacked port, as it is now.
@@ -231,6 +263,12 @@ impl<'a> Arena<'a> {
         let about = format!("({})", port.socket.display());
         world.finish(&[&about, RATE_LIMIT])
     }
+}
+
+/// How many of these warn in these words.
+fn count(events: &[Event], words: &str) -> usize {
+    let says = |event: &&Event| event.level == "WARN" && event.text.contains(words);
+    events.iter().filter(says).count()
 }
 
 /// So many descriptors that can be closed and nothing else.

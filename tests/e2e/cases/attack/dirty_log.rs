@@ -8,7 +8,7 @@ use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use super::plan::Plan;
 
 /// A bit for each page of a guest's memory.
-const BYTES: usize = 0x3002_0000 / 4096 / 8;
+const BYTES: usize = 0x3010_0000 / 4096 / 8;
 const AROUND: usize = 4096;
 const CANARY: u8 = 0xc5;
 

@@ -5,21 +5,25 @@
 //! lent:                ~~~~~~~~~~~~~~~~~   ~~~~~~~~~~~~~~~~~~
 //! ```
 //!
-//! What is lent lies apart in the guest's address space, so that neither runs on into the other.
+//! What is lent lies apart in the guest's address space, so that neither runs on into the other. Behind an IOMMU the device has
+//! addresses for the rings and buffers only, and the guest itself has a canary there: whoever takes the one for the other is
+//! found out.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
-use ovs_vhost::memory::GuestAddr;
-use ovs_vhost::model::{GuestMemory, Net, Virtqueue};
+use ovs_vhost::memory::{Access, FrontendAddr, GuestAddr};
+use ovs_vhost::model::{GuestMemory, Net, Virtqueue, FRONTEND_OFFSET};
 use ovs_vhost::virtio::features::*;
 use rustix::event::{eventfd, EventfdFlags};
 
+use super::iotlb::translate;
 use super::plan::{Plan, VringPlan};
 use crate::wait;
-use crate::wire::Wire;
+use crate::wire::{Message, Wire};
 
 /// What every guest here negotiates.
 pub const BARE: Features = VIRTIO_F_VERSION_1.with(VHOST_USER_F_PROTOCOL_FEATURES);
@@ -80,13 +84,18 @@ impl<D: Virtqueue> Guest<D> {
 
     /// What an honest front-end says for it.
     pub fn plan(&self) -> Plan {
-        let lent = [START, BESIDE];
-        let regions = self.memory.regions().into_iter();
+        let mut regions = self.memory.regions();
+        regions.retain(|(desc, _)| [START, BESIDE].contains(&desc.guest));
+        let mut then = Vec::new();
+        if self.is_behind_iommu() {
+            [regions[0].0.guest, regions[1].0.guest] = [BESIDE, START];
+            then.push(self.translate(Access::ReadWrite));
+        }
         Plan {
             features: self.features.0,
             first: Vec::new(),
-            regions: regions.filter(|(desc, _)| lent.contains(&desc.guest)).collect(),
-            then: Vec::new(),
+            regions,
+            then,
             vrings: [self.vring(0, &self.rx), self.vring(1, &self.tx)],
         }
     }
@@ -98,13 +107,55 @@ impl<D: Virtqueue> Guest<D> {
             num: config.size.into(),
             base: config.base,
             flags: 0,
-            desc: config.desc.0,
-            used: config.device.0,
-            avail: config.driver.0,
+            desc: self.ring_addr(config.desc),
+            used: self.ring_addr(config.device),
+            avail: self.ring_addr(config.driver),
             log: 0,
             call: fd(&self.calls),
             kick: fd(&self.kicks),
         }
+    }
+
+    /// Whether the device knows its memory by other addresses, those that it is told of.
+    pub fn is_behind_iommu(&self) -> bool {
+        self.features.contains(VIRTIO_F_ACCESS_PLATFORM)
+    }
+
+    /// What SET_VRING_ADDR says of a part of a ring: where the device has it behind an IOMMU, where the front-end has it else.
+    fn ring_addr(&self, addr: FrontendAddr) -> u64 {
+        match self.is_behind_iommu() {
+            true => addr.0 - FRONTEND_OFFSET,
+            false => addr.0,
+        }
+    }
+
+    /// The translation of all that its rings and buffers are in.
+    pub fn translate(&self, access: Access) -> Message {
+        translate(&self.all(), START.0, access)
+    }
+
+    /// Where the device has its rings and buffers: what each ring takes, the receiveq first.
+    fn halves(&self) -> [Range<u64>; 2] {
+        let space = Net::<D>::space(self.size(), ROOM);
+        [START.0, START.0 + space].map(|start| start..start + space)
+    }
+
+    /// Where the device has all of them.
+    pub fn all(&self) -> Range<u64> {
+        let [rx, tx] = self.halves();
+        rx.start..tx.end
+    }
+
+    /// Where the device has its rings: whole pages, the receiveq's first.
+    pub fn rings(&self) -> [Range<u64>; 2] {
+        let [rx, tx] = self.halves();
+        [rx.start..self.rx.buffer(0).0, tx.start..self.tx.buffer(0).0]
+    }
+
+    /// Where the device has its buffers: whole pages, those to receive into first.
+    pub fn buffers(&self) -> [Range<u64>; 2] {
+        let [rx, tx] = self.halves();
+        [self.rx.buffer(0).0..rx.end, self.tx.buffer(0).0..tx.end]
     }
 
     /// Says it all, and nothing may be refused.

@@ -14,15 +14,21 @@ use ovs_vhost::virtio::features::*;
 use super::super::world::Kind;
 use super::super::Ctx;
 use super::arena::{descriptors, Arena};
+use super::attacker::{Attacker, Shape, Visit};
 use super::dirty_log::DirtyLog;
 use super::guest::{Guest, BARE};
 use super::layout::{Layout, PACKED, SPLIT};
 use super::plan::{mem_table, single_region, vring_addr};
-use crate::wire::{Answer, Message, Wire};
+use crate::wire::{Answer, Message};
 
 /// How often each change is made.
-const ROUNDS: usize = 25;
-const FEATURES: Features = BARE.with(VIRTIO_NET_F_MRG_RXBUF);
+pub const ROUNDS: usize = 25;
+const SHAPE: Shape = Shape {
+    name: "mergeable",
+    features: BARE.with(VIRTIO_NET_F_MRG_RXBUF),
+    logged: false,
+    directions: &[],
+};
 
 pub fn changes(ctx: &Ctx) -> Result<()> {
     let mut arena = Arena::open(ctx, Kind::Server)?;
@@ -32,26 +38,18 @@ pub fn changes(ctx: &Ctx) -> Result<()> {
 }
 
 /// What is said to a running guest, in one round.
-type Change<D> = (&'static str, fn(&Guest<D>) -> Vec<Message>);
+pub type Change<D> = (&'static str, fn(&Guest<D>) -> Vec<Message>);
 
-fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<()> {
-    for (name, change) in changes_of::<D>() {
-        arena.play(&format!("{name}, {}", layout.name), |arena| {
-            under_way(arena, layout, |live| {
-                for _ in 0..ROUNDS {
-                    for message in change(live.guest) {
-                        live.say(&message)?;
-                    }
-                }
-                Ok(ROUNDS)
-            })
-        })?;
+/// All that can change under the rings of a layout.
+pub fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<()> {
+    for change in changes_of::<D>() {
+        again_and_again(arena, layout, &SHAPE, &change)?;
     }
     arena.play(
         &format!("every request with any words, {}", layout.name),
         |arena| {
             let fds = descriptors(MAX_FDS)?;
-            under_way(arena, layout, |live| {
+            under_way(arena, layout, &SHAPE, |live| {
                 let attacks: Vec<_> = handled()
                     .flat_map(|(id, ..)| words(id))
                     .chain(well_formed())
@@ -64,35 +62,60 @@ fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<
         },
     )?;
     arena.play(&format!("memory that is cut short, {}", layout.name), |arena| {
-        let (guest, mut wire) = arena.guest::<D>(layout.size, FEATURES | layout.feature)?;
-        layout.refill_all(&guest, 0);
-        let file = guest.plan().regions.remove(0).1;
+        let attacker = Attacker::new(arena, layout, &SHAPE)?;
+        let mut visit = attacker.come(arena)?;
+        layout.refill_all(&attacker.guest, 0);
+        let file = attacker.guest.plan().regions.remove(0).1;
         rustix::fs::ftruncate(&file, 0)?;
-        wire.hear_the_end()?;
+        visit.wire.hear_the_end()?;
         arena.wait_warning("was cut short")
     })
 }
 
+/// A change that is made under bursts, several times.
+pub fn again_and_again<D: Virtqueue + Sync>(
+    arena: &mut Arena,
+    layout: &Layout<D>,
+    shape: &Shape,
+    (name, change): &Change<D>,
+) -> Result<()> {
+    arena.play(&format!("{name}, {}", layout.name), |arena| {
+        under_way(arena, layout, shape, |live| {
+            for _ in 0..ROUNDS {
+                for message in change(live.guest) {
+                    live.say(&message)?;
+                }
+            }
+            Ok(ROUNDS)
+        })
+    })
+}
+
 /// A running guest, and the connection that it has at the moment.
-struct Live<'a, D> {
-    arena: &'a Arena<'a>,
-    guest: &'a Guest<D>,
-    wire: Wire,
+pub struct Live<'a, D> {
+    pub arena: &'a Arena<'a>,
+    pub guest: &'a Guest<D>,
+    attacker: &'a Attacker<D>,
+    pub visit: Visit,
 }
 
 impl<D: Virtqueue> Live<'_, D> {
+    /// Says something, whatever comes of it. Nothing is known of what the port asks meanwhile.
     fn say(&mut self, message: &Message) -> Result<()> {
         let request = message.request;
         let answer = self
+            .visit
             .wire
             .ask(message)
             .with_context(|| format!("request {request}"))?;
-        self.go_on(answer != Answer::Closed)
+        self.go_on(answer != Answer::Closed)?;
+        self.visit.refuse().map(drop)
     }
 
     fn play(&mut self, attack: &Attack, fds: &[OwnedFd]) -> Result<()> {
-        self.wire.play(attack, fds);
+        self.visit.wire.play(attack, fds);
         let lives = self
+            .visit
             .wire
             .settle()
             .with_context(|| format!("request {} {}", attack.request, attack.what))?;
@@ -102,43 +125,44 @@ impl<D: Virtqueue> Live<'_, D> {
     /// Comes again if the port has hung up.
     fn go_on(&mut self, lives: bool) -> Result<()> {
         if !lives {
-            self.wire = self.arena.connect()?;
-            self.wire.negotiate()?;
-            // It may be refused: its rings are in any state.
-            self.guest.plan().say(&mut self.wire)?;
+            self.visit = self.attacker.intrude(self.arena)?.0;
         }
         Ok(())
     }
 }
 
 /// Attacks while all buffers of a guest are made available again and again; `attack` says how often it did.
-fn under_way<D: Virtqueue + Sync>(
+pub fn under_way<D: Virtqueue + Sync>(
     arena: &mut Arena,
     layout: &Layout<D>,
+    shape: &Shape,
     attack: impl FnOnce(&mut Live<D>) -> Result<usize>,
 ) -> Result<()> {
-    let (guest, wire) = arena.guest::<D>(layout.size, FEATURES | layout.feature)?;
+    let attacker = Attacker::new(arena, layout, shape)?;
+    let visit = attacker.come(arena)?;
+    let guest = &attacker.guest;
     let stop = AtomicBool::new(false);
     let count = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut lap = 0;
             while !stop.load(Ordering::Relaxed) {
-                layout.refill_all(&guest, lap);
-                lap += 1;
+                layout.refill_all(guest, lap);
+                lap = lap.wrapping_add(1);
                 std::thread::yield_now();
             }
         });
         let mut live = Live {
             arena,
-            guest: &guest,
-            wire,
+            guest,
+            attacker: &attacker,
+            visit,
         };
-        let count = attack(&mut live);
+        let count = arena.wait_bursts().and_then(|()| attack(&mut live));
         stop.store(true, Ordering::Relaxed);
         count
     })?;
     arena.count(count - 1);
-    guest.check_canaries()
+    attacker.check_canaries()
 }
 
 fn changes_of<D: Virtqueue>() -> Vec<Change<D>> {

@@ -9,33 +9,25 @@ use ovs_vhost::datapath::Direction;
 use ovs_vhost::model::crimes::Crime;
 use ovs_vhost::model::{Driver, Virtqueue};
 use ovs_vhost::vhost_user::samples::{numbers, state};
+use ovs_vhost::virtio::chain::ChainError;
 use ovs_vhost::virtio::features::*;
 
 use super::super::world::{Kind, PATIENCE};
 use super::super::Ctx;
 use super::arena::{Arena, A_WHILE};
-use super::dirty_log::DirtyLog;
+use super::attacker::{Attacker, Shape, Visit};
 use super::frames::{self, readable};
 use super::guest::{frame, Guest, BARE};
 use super::layout::{Layout, Noise, PACKED, SPLIT};
 use super::offload;
 use crate::wait;
-use crate::wire::{Message, Wire};
+use crate::wire::Message;
 
 /// The vrings of the one queue pair.
 const RX: usize = 0;
 const TX: usize = 1;
 const TABLES: Features = BARE.with(VIRTIO_RING_F_INDIRECT_DESC);
 const MERGEABLE: Features = TABLES.with(VIRTIO_NET_F_MRG_RXBUF);
-
-/// What is negotiated beside a layout, whether writes are logged, and which rings crimes are committed in: those in a
-/// receiveq are crimes where buffers may be merged.
-struct Shape {
-    name: &'static str,
-    features: Features,
-    logged: bool,
-    directions: &'static [Direction],
-}
 
 const SHAPES: &[Shape] = &[
     Shape {
@@ -67,11 +59,7 @@ const SHAPES: &[Shape] = &[
 /// Split rings, on a server port.
 pub fn split(ctx: &Ctx) -> Result<()> {
     let mut arena = Arena::open(ctx, Kind::Server)?;
-    for jump in [65, 0x8000, 0xffff] {
-        arena.play(&format!("an avail index that jumps to {jump}"), |arena| {
-            avail_jump(arena, jump)
-        })?;
-    }
+    avail_jumps(&mut arena)?;
     // A port that takes offloads has room for these.
     arena.play("frames that are too long", |arena| {
         frames::dropped(arena, &SPLIT, &[&[2048, 2048]], frames::OVERSIZE)
@@ -89,7 +77,8 @@ pub fn packed(ctx: &Ctx) -> Result<()> {
     arena.close()
 }
 
-fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<()> {
+/// What can be written into rings of a layout, whatever is negotiated beside it.
+pub fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<()> {
     for shape in SHAPES {
         for (crime, direction) in layout
             .crimes
@@ -115,26 +104,6 @@ fn family<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>) -> Result<
     Ok(())
 }
 
-/// A guest of this shape on the attacked port.
-fn guest<D: Virtqueue>(
-    arena: &Arena,
-    layout: &Layout<D>,
-    shape: &Shape,
-) -> Result<(Guest<D>, Wire, DirtyLog)> {
-    let (guest, log) = (
-        Guest::new(layout.size, shape.features | layout.feature),
-        DirtyLog::new()?,
-    );
-    let mut plan = guest.plan();
-    if shape.logged {
-        log.lend(&mut plan)?;
-    }
-    let mut wire = arena.connect()?;
-    wire.negotiate()?;
-    ensure!(plan.say(&mut wire)?.is_well(), "an honest guest was refused");
-    Ok((guest, wire, log))
-}
-
 /// Breaks a ring, which is told of; what it was to break is left whole.
 fn commit<D: Virtqueue>(
     arena: &Arena,
@@ -143,25 +112,48 @@ fn commit<D: Virtqueue>(
     crime: &Crime<D>,
     direction: Direction,
 ) -> Result<()> {
-    let (mut guest, _wire, log) = guest(arena, layout, shape)?;
-    match direction {
-        Direction::Dequeue => {
-            let error = crime.commit(&mut guest.tx, direction).to_string();
-            arena.wait_broken(TX, &error)?;
-        }
-        Direction::Enqueue => {
-            let error = crime.commit(&mut guest.rx, direction).to_string();
+    let mut attacker = Attacker::new(arena, layout, shape)?;
+    let mut visit = attacker.come(arena)?;
+    let guest = &mut attacker.guest;
+    let (ring, error) = match direction {
+        Direction::Dequeue => (TX, crime.commit(&mut guest.tx, direction)),
+        Direction::Enqueue => (RX, crime.commit(&mut guest.rx, direction)),
+    };
+    let missed = missed(&error).filter(|_| guest.is_behind_iommu());
+    wait::until_true(&format!("vring {ring} to break: {error}"), PATIENCE, || {
+        if direction == Direction::Enqueue {
             // What the guest sends comes back, into the bad chain.
-            wait::until_true(&format!("the receiveq to break: {error}"), PATIENCE, || {
-                guest.send(&frame(1));
-                let told = arena.vring(RX)?;
-                Ok(told["error"].as_str().is_some_and(|told| told.contains(&error)))
-            })?;
+            guest.send(&frame(1));
         }
+        visit.refuse()?;
+        match &missed {
+            Some(words) => Ok(arena.warnings(words)? > 0),
+            None => arena.is_broken(ring, &error.to_string()),
+        }
+    })?;
+    if missed.is_none() {
+        arena.wait_warning("it stops until it is set up again")?;
     }
-    arena.wait_warning("it stops until it is set up again")?;
-    guest.check_canaries()?;
-    log.check_canaries()
+    attacker.check_canaries()
+}
+
+/// Behind an IOMMU what leads nowhere breaks no ring, which waits until somebody says where that is. So what is told of it.
+fn missed(error: &ChainError) -> Option<String> {
+    let (ChainError::Unmapped { addr, .. } | ChainError::TableUnmapped(addr)) = error else {
+        return None;
+    };
+    let page = addr.0 & !0xfff;
+    Some(format!("no translation of {page:#x} for"))
+}
+
+/// Split rings alone have an index that can jump.
+pub fn avail_jumps(arena: &mut Arena) -> Result<()> {
+    for jump in [65, 0x8000, 0xffff] {
+        arena.play(&format!("an avail index that jumps to {jump}"), |arena| {
+            avail_jump(arena, jump)
+        })?;
+    }
+    Ok(())
 }
 
 fn avail_jump(arena: &Arena, jump: u16) -> Result<()> {
@@ -175,16 +167,18 @@ fn avail_jump(arena: &Arena, jump: u16) -> Result<()> {
 
 /// Threads write any value into everything as fast as they can, while the rings are started again and again.
 fn scribble<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>, shape: &Shape) -> Result<()> {
-    let (guest, mut wire, log) = guest(arena, layout, shape)?;
+    let attacker = Attacker::new(arena, layout, shape)?;
+    let mut visit = attacker.come(arena)?;
+    let guest = &attacker.guest;
     let stop = AtomicBool::new(false);
     let restarts = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut noise = Noise(1);
             while !stop.load(Ordering::Relaxed) {
-                layout.scribble_over(&guest, &mut noise);
+                layout.scribble_over(guest, &mut noise);
             }
         });
-        let restarts = restart(&guest, &mut wire);
+        let restarts = restart(guest, &mut visit);
         stop.store(true, Ordering::Relaxed);
         restarts
     })?;
@@ -195,23 +189,25 @@ fn scribble<D: Virtqueue + Sync>(arena: &mut Arena, layout: &Layout<D>, shape: &
         "no ring broke in {restarts} rounds"
     );
     arena.count(restarts);
-    guest.check_canaries()?;
-    log.check_canaries()
+    attacker.check_canaries()
 }
 
 /// Starts both rings anew for a while; says how often. A start may be refused: the ring is scribbled over.
-fn restart<D: Virtqueue>(guest: &Guest<D>, wire: &mut Wire) -> Result<usize> {
+fn restart<D: Virtqueue>(guest: &Guest<D>, visit: &mut Visit) -> Result<usize> {
     let (start, mut rounds) = (Instant::now(), 0);
     while start.elapsed() < A_WHILE {
         for (index, vring) in (0..).zip(guest.plan().vrings) {
-            wire.ask(&Message::new("GET_VRING_BASE", state(index, 0)))?;
-            wire.ask(&Message::new("SET_VRING_BASE", state(index, vring.base)))?;
-            wire.ask(&Message::with_fd(
+            visit.wire.ask(&Message::new("GET_VRING_BASE", state(index, 0)))?;
+            visit
+                .wire
+                .ask(&Message::new("SET_VRING_BASE", state(index, vring.base)))?;
+            visit.wire.ask(&Message::with_fd(
                 "SET_VRING_KICK",
                 numbers(&[index.into()]),
                 [vring.kick],
             ))?;
         }
+        visit.refuse()?;
         rounds += 1;
     }
     Ok(rounds)
