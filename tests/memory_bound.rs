@@ -31,7 +31,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// What docs/security.md says of one front-end, whatever it does but for packed rings; of each of these; of a single allocation.
 const BOUND: usize = 8 * MIB;
-const PER_PACKED_RING: usize = 520 * KIB;
+const PER_PACKED_RING: usize = 328 * KIB;
 const AT_ONCE: usize = 2 * MIB;
 /// Of one that has gone: what its port keeps to tell of it, and what the process keeps for the next.
 const KEPT: usize = 128 * KIB;

@@ -17,7 +17,7 @@ pub(super) struct Staged {
     pub(super) count: usize,
     pub(super) descs: u16,
     /// Where frames begin that share several chains, and how many: noted for [`Staged::publish_tracked`] alone.
-    joints: Box<[(usize, usize)]>,
+    joints: Box<[(u16, u16)]>,
     joined: usize,
 }
 
@@ -131,8 +131,8 @@ impl Staged {
 impl Staged {
     /// Notes that one frame shares the `chains` chains from number `first` on.
     pub(super) fn join(&mut self, first: usize, chains: u16) {
-        if let Some(joint) = self.joints.get_mut(self.joined) {
-            *joint = (first, usize::from(chains));
+        if let (Some(joint), Ok(first)) = (self.joints.get_mut(self.joined), u16::try_from(first)) {
+            *joint = (first, chains);
             self.joined += 1;
         }
     }
@@ -153,8 +153,8 @@ impl Staged {
         track.begin(first, end, *head);
         let mut at = 0;
         while !left.is_empty() {
-            let shares = joints.next_if(|(from, _)| self.count - left.len() == *from);
-            let chains = shares.map_or(1, |(_, chains)| *chains);
+            let shares = joints.next_if(|(from, _)| self.count - left.len() == usize::from(*from));
+            let chains = shares.map_or(1, |(_, chains)| usize::from(*chains));
             let (frame, rest) = left.split_at(chains.clamp(1, left.len()));
             let descs: u16 = frame.iter().map(|used| used.descs).sum();
             let mut behind = at + descs;
