@@ -200,8 +200,12 @@ fn total<'a>(queues: impl Iterator<Item = &'a Queue>) -> QueueStats {
         })
 }
 
+/// Queues whose own counters are listed. OpenFlow has all named counters of a port in one property of at most 64 KiB: a guest with
+/// as many queues as there may be would leave its operator none that can be read, of this port and of those told with it.
+const LISTED: usize = 2 * 48;
+
 /// The named counters: the port's, then each receive queue's, then each transmit queue's; the stock
-/// names in the stock order, then ours.
+/// names in the stock order, then ours. Queues beyond those that are [`LISTED`] count in the sums.
 pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str, u64)) {
     let drops = drops.read();
     emit("ovs_tx_retries", drops.retries);
@@ -211,10 +215,11 @@ pub(super) fn custom(queues: &[Queue], drops: &Drops, emit: &mut dyn FnMut(&str,
     emit("ovs_rx_qos_drops", drops.policed);
     let tx = total(queues.iter().step_by(2));
     emit("ovs_tx_invalid_hwol_drops", tx.invalid);
-    for (q, queue) in queues.iter().skip(1).step_by(2).enumerate() {
+    let listed = queues.get(..LISTED).unwrap_or(queues);
+    for (q, queue) in listed.iter().skip(1).step_by(2).enumerate() {
         of_queue(&format!("rx_q{q}"), &queue.counters().read(), emit);
     }
-    for (q, queue) in queues.iter().step_by(2).enumerate() {
+    for (q, queue) in listed.iter().step_by(2).enumerate() {
         of_queue(&format!("tx_q{q}"), &queue.counters().read(), emit);
     }
     let rx = total(queues.iter().skip(1).step_by(2));
@@ -252,5 +257,35 @@ fn of_queue(prefix: &str, stats: &QueueStats, emit: &mut dyn FnMut(&str, u64)) {
         "inflight_completed",
     ] {
         one(name, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::datapath::Direction;
+
+    #[test]
+    fn the_counters_of_a_port_with_all_queues_fit_into_what_openflow_has_for_them() {
+        // The property's header and number of counters; a counter is a length, a name and a value (OVS, lib/ofp-port.c).
+        let (mut bytes, mut names) = (16, Vec::new());
+        let queues: Vec<_> = (0..256)
+            .map(|_| Queue::new(Direction::Enqueue, Arc::new(|_| ())))
+            .collect();
+        custom(&queues, &Drops::default(), &mut |name, _| {
+            bytes += 1 + name.len() + 8;
+            names.push(name.to_owned());
+        });
+        // The port's standard counters, in the same entry.
+        assert!(bytes + 400 <= usize::from(u16::MAX), "{bytes}");
+        for name in [
+            "rx_q47_good_bytes",
+            "tx_q47_good_bytes",
+            "ovs_vhost_tx_too_big_drops",
+        ] {
+            assert!(names.iter().any(|listed| listed == name), "{name}");
+        }
     }
 }
