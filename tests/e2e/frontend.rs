@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 
+use crate::cases::world::PATIENCE;
 use crate::wait;
 
 /// Request number of VHOST_USER_GET_FEATURES.
@@ -34,7 +35,7 @@ impl Frontend {
 
     fn new(stream: UnixStream) -> Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Frontend(stream))
     }
 
