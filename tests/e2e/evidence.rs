@@ -2,6 +2,7 @@
 //! since nothing of it is left once a case has ended.
 
 use std::fmt::Write;
+use std::process::Command;
 
 use crate::ovs::Ovs;
 use crate::vm::Vm;
@@ -44,6 +45,39 @@ pub fn of_silence(ovs: &Ovs, ports: &[&str], vms: &[Vm]) -> String {
             .run_within(command, crate::shell::COMMAND)
             .map(|(_, output)| output);
         add(format!("{}: {command}", vm.spec.name), found);
+    }
+    text
+}
+
+/// Where each thread of the switch is, of one that does not answer: as a debugger sees it, or, where there is none, by what
+/// it waits for in the kernel.
+pub fn of_stillness(ovs: &Ovs) -> String {
+    let found = ovs.pid().map(|pid| stacks(pid).unwrap_or_else(|| waits(pid)));
+    format!(
+        "the switch's threads:\n{}",
+        found.unwrap_or_else(|error| format!("{error:#}"))
+    )
+}
+
+fn stacks(pid: u32) -> Option<String> {
+    let pid = pid.to_string();
+    let arguments = ["-p", &pid, "-batch", "-ex", "thread apply all backtrace 16"];
+    let output = Command::new("gdb").args(arguments).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn waits(pid: u32) -> String {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut text = String::new();
+    for thread in threads.into_iter().flatten().flatten() {
+        let told = ["comm", "wchan", "syscall"].map(|file| {
+            std::fs::read_to_string(thread.path().join(file)).unwrap_or_else(|error| error.to_string())
+        });
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {}", told.each_ref().map(|told| told.trim()).join(" "));
     }
     text
 }

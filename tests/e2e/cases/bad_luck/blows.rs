@@ -8,6 +8,7 @@ use rustix::process::{kill_process, Pid, Signal};
 
 use super::stage::{Stage, VISITORS};
 use crate::control::crowd::{add_ports, Crowd};
+use crate::evidence;
 use crate::wait;
 
 /// A blow.
@@ -138,7 +139,9 @@ fn crowd(stage: &mut Stage) -> Result<()> {
     let ports = add_ports(&stage.world, VISITORS, CROWD)?;
     stage.flood.start()?;
     let crowd = Crowd::listen(&ports)?;
-    let connected = crowd.gather()?;
+    let connected = crowd
+        .gather()
+        .with_context(|| evidence::of_stillness(&stage.world.ovs))?;
     stage.check_innocent()?;
     drop((connected, crowd));
     stage.flood.rest()?;
