@@ -55,9 +55,10 @@ check-core: cargo ## Tests that need no Open vSwitch, DPDK or clang
 	$(CARGO) test --no-default-features --lib --tests -- --skip e2e
 	RUSTFLAGS="--cfg loom" $(CARGO) test --no-default-features --target-dir target/loom --lib loom
 
-check-plugin: build-all ## Tests of the plugin file and of the C bindings
+check-plugin: build-all ## Tests of the plugin file, of the C shim and of the C bindings
 	OVS_VHOST_PLUGIN=$(PLUGIN) $(CARGO) test --no-default-features --test plugin_abi
 	$(CARGO) test -p dpdk-sys
+	tests/shim.sh $(OVS_TREE_NODPDK)
 
 # Tests of the userspace datapath that run in a minute: ports that come and go, and packets that are parsed, changed,
 # metered and tracked on their way. The rest is more of the same, or wants kernel modules.

@@ -21,11 +21,12 @@ mod plugin {
     use std::process::Command;
 
     /// The shim's sources and headers, in `c-shim/`.
-    const SOURCES: [&str; 11] = [
+    const SOURCES: [&str; 12] = [
         "host.c",
         "netdev_class.c",
         "offload.c",
         "packet.c",
+        "packet_heap.c",
         "packet_large.c",
         "packet_pool.c",
         "packet_source.c",

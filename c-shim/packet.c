@@ -17,6 +17,61 @@
 #include <rte_mbuf.h>
 #endif
 
+/* Freeing. */
+
+#ifdef DPDK_NETDEV
+/* Whether 'packet' is one of 'mp' in the state in which a pool keeps its mbufs,
+ * so that there is nothing to do but to put it there. */
+static inline bool
+packet_is_home_ready(const struct dp_packet *packet,
+                     const struct rte_mempool *mp)
+{
+    const struct rte_mbuf *mbuf = &packet->mbuf;
+
+    return packet->source == DPBUF_DPDK
+           && mbuf->pool == mp
+           && rte_mbuf_refcnt_read(mbuf) == 1
+           && mbuf->nb_segs == 1
+           && !(mbuf->ol_flags & (RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT));
+}
+
+/* Frees packets of one pool in one go.  Returns false, having freed none, if
+ * they are not what that takes. */
+static bool
+packets_put_home(struct dp_packet **packets, size_t n)
+{
+    struct rte_mempool *mp = packets[0]->mbuf.pool;
+
+    for (size_t i = 0; i < n; i++) {
+        if (OVS_UNLIKELY(!packet_is_home_ready(packets[i], mp))) {
+            return false;
+        }
+    }
+    rte_mempool_put_bulk(mp, (void **) packets, n);
+    return true;
+}
+#endif
+
+/* Frees packets, at least one. */
+static void
+packets_delete(struct dp_packet **packets, size_t n)
+{
+#ifdef DPDK_NETDEV
+    if (OVS_LIKELY(packets_put_home(packets, n))) {
+        return;
+    }
+#endif
+    for (size_t i = 0; i < n;) {
+        size_t n_put = packet_heap_put(&packets[i], n - i);
+
+        if (OVS_UNLIKELY(!n_put)) {
+            dp_packet_delete(packets[i]);
+            n_put = 1;
+        }
+        i += n_put;
+    }
+}
+
 /* Receiving. */
 
 /* Makes packets[index] ready for 'packet', which is new and empty. */
@@ -89,11 +144,11 @@ static void
 stash_refill(struct packet_stash *stash)
 {
     switch (stash->source.kind) {
-    case SOURCE_MALLOC:
+    case SOURCE_HEAP:
+        packet_heap_get(stash->heap, stash->packets, stash->first);
         while (stash->first > 0) {
-            stash_put(stash, --stash->first,
-                      dp_packet_new_with_headroom(stash->source.room,
-                                                  PACKET_HEADROOM));
+            stash->first--;
+            stash_put(stash, stash->first, stash->packets[stash->first]);
         }
         break;
     case SOURCE_POOL:
@@ -112,16 +167,23 @@ packet_stash_init(struct packet_stash *stash,
                   const struct packet_source *source)
 {
     stash->source = *source;
+    stash->heap = source->kind == SOURCE_HEAP
+                  ? packet_heap_open(source->room) : NULL;
     stash->first = NETDEV_MAX_BURST;
 }
 
 void
 packet_stash_uninit(struct packet_stash *stash)
 {
-    for (size_t i = stash->first; i < NETDEV_MAX_BURST; i++) {
-        dp_packet_delete(stash->packets[i]);
+    size_t n = NETDEV_MAX_BURST - stash->first;
+
+    if (n) {
+        packets_delete(&stash->packets[stash->first], n);
+        stash->first = NETDEV_MAX_BURST;
     }
-    stash->first = NETDEV_MAX_BURST;
+    if (stash->heap) {
+        packet_heap_close(stash->heap);
+    }
 }
 
 bool
@@ -135,7 +197,7 @@ ovsv_host_grow(struct packet_stash *stash, struct ovsv_rx_slot *slot,
         return false;
     }
     switch (stash->source.kind) {
-    case SOURCE_MALLOC:
+    case SOURCE_HEAP:
         dp_packet_delete(*packet);
         *packet = dp_packet_new_with_headroom(len, PACKET_HEADROOM);
         break;
@@ -261,52 +323,6 @@ packet_flatten(const struct dp_packet *packet, void **buffer)
 #else
     OVS_NOT_REACHED();
 #endif
-}
-
-#ifdef DPDK_NETDEV
-/* Whether 'packet' is one of 'mp' in the state in which a pool keeps its mbufs,
- * so that there is nothing to do but to put it there. */
-static inline bool
-packet_is_home_ready(const struct dp_packet *packet,
-                     const struct rte_mempool *mp)
-{
-    const struct rte_mbuf *mbuf = &packet->mbuf;
-
-    return packet->source == DPBUF_DPDK
-           && mbuf->pool == mp
-           && rte_mbuf_refcnt_read(mbuf) == 1
-           && mbuf->nb_segs == 1
-           && !(mbuf->ol_flags & (RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT));
-}
-
-/* Frees packets of one pool in one go.  Returns false, having freed none, if
- * they are not what that takes. */
-static bool
-packets_put_home(struct dp_packet **packets, size_t n)
-{
-    struct rte_mempool *mp = packets[0]->mbuf.pool;
-
-    for (size_t i = 0; i < n; i++) {
-        if (OVS_UNLIKELY(!packet_is_home_ready(packets[i], mp))) {
-            return false;
-        }
-    }
-    rte_mempool_put_bulk(mp, (void **) packets, n);
-    return true;
-}
-#endif
-
-static void
-packets_delete(struct dp_packet **packets, size_t n)
-{
-#ifdef DPDK_NETDEV
-    if (OVS_LIKELY(packets_put_home(packets, n))) {
-        return;
-    }
-#endif
-    for (size_t i = 0; i < n; i++) {
-        dp_packet_delete(packets[i]);
-    }
 }
 
 static void

@@ -96,7 +96,7 @@ packet_source_configure(struct packet_source *source,
         return;
     }
 #endif
-    *source = (struct packet_source) { .kind = SOURCE_MALLOC,
+    *source = (struct packet_source) { .kind = SOURCE_HEAP,
                                        .room = packet_room(topology->mtu) };
 }
 
@@ -107,7 +107,7 @@ bool
 packet_source_is_stale(const struct packet_source *source, bool carrier)
 {
     return dpdk_available()
-           && (source->kind == SOURCE_MALLOC
+           && (source->kind == SOURCE_HEAP
                || (source->kind == SOURCE_HELD && carrier
                    && !source->exhausted));
 }

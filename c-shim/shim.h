@@ -8,10 +8,12 @@
  *   - pairs.c: keys and their values, from and to Open vSwitch's maps.
  *   - packet_source.c: the memory that received packets are made of.
  *   - packet_pool.c: the pools that it comes from where there is DPDK.
+ *   - packet_large.c: buffers for packets larger than a pool's.
+ *   - packet_heap.c: what it comes from elsewhere.
  *   - packet.c: packets, mbufs and batches.
  *   - offload.c: what is left to be done to a packet, in either side's terms.
  *
- * Nothing but the last four looks inside a packet.
+ * Nothing but packet*.c and offload.c looks inside a packet.
  *
  * Rust sees none of this; its border is ovs_vhost.h. */
 
@@ -113,7 +115,7 @@ struct rte_mempool;
 
 enum packet_source_kind {
     SOURCE_HELD,                /* From nowhere: nothing is received. */
-    SOURCE_MALLOC,              /* The heap, in a process without EAL. */
+    SOURCE_HEAP,                /* The heap, in a process without EAL. */
     SOURCE_POOL,                /* mbufs of 'pool'. */
 };
 
@@ -151,6 +153,15 @@ struct packet_pool *packet_pool_get(const char *port_name, uint32_t room,
 void packet_pool_put(struct packet_pool *, int share);
 void packet_pools_sweep(void);
 
+/* packet_heap.c: a heap is one receive queue's. */
+
+struct packet_heap;
+
+struct packet_heap *packet_heap_open(uint32_t room);
+void packet_heap_close(struct packet_heap *);
+void packet_heap_get(struct packet_heap *, struct dp_packet **, size_t n);
+size_t packet_heap_put(struct dp_packet **, size_t n);
+
 /* packet_large.c */
 
 bool packet_enlarge(struct dp_packet *);
@@ -159,6 +170,7 @@ bool packet_enlarge(struct dp_packet *);
  * ready, so that an empty poll costs no allocation. */
 struct packet_stash {
     struct packet_source source; /* The port's; holds no share itself. */
+    struct packet_heap *heap;   /* SOURCE_HEAP only. */
     size_t first;               /* Ready are [first, NETDEV_MAX_BURST). */
     struct ovsv_rx_slot slots[NETDEV_MAX_BURST];
     struct dp_packet *packets[NETDEV_MAX_BURST];
