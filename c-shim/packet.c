@@ -289,8 +289,6 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
         ovsv.starve(port, queue);
     }
 
-    bool full = n == NETDEV_MAX_BURST;
-
     if (OVS_UNLIKELY(refused)) {
         n = stash_refuse(stash, first, n, refused);
     }
@@ -304,7 +302,7 @@ packet_stash_receive(struct packet_stash *stash, const struct ovsv_port *port,
     stash->first += n;
 
     if (qfill) {
-        *qfill = full ? ovsv.backlog(port, queue) : 0;
+        *qfill = ovsv.backlog(port, queue);
     }
     return 0;
 }
