@@ -361,4 +361,5 @@ const CASES: &[Case] = &[
         &[Need::Valgrind],
         valgrind::clean,
     ),
+    plugin("valgrind/talk-and-delete", &[Need::Valgrind], valgrind::talk),
 ];

@@ -3,20 +3,24 @@
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 
 use super::world::{self, Kind, World};
 use super::Ctx;
 use crate::frontend::{Frontend, Listener};
+use crate::quick_guest::Guest;
+use crate::wait;
 
 /// Valgrind runs one thread at a time, some thirty times slower, and the poll thread takes its share.
 const PATIENCE: Duration = Duration::from_secs(180);
 const CYCLES: usize = 10;
+/// More than a few bursts, and fewer than a ring has place for.
+const FRAMES: u64 = 500;
 
 /// Findings that are not the plugin's, each with the reason why it is let pass.
 const SUPPRESSIONS: &str = include_str!("../valgrind.supp");
 
-pub fn clean(ctx: &Ctx) -> Result<()> {
+fn under_valgrind(ctx: &Ctx) -> Result<World> {
     let options = crate::ovs::Options {
         valgrind: true,
         ..world::options(&ctx.settings, false)
@@ -25,7 +29,11 @@ pub fn clean(ctx: &Ctx) -> Result<()> {
     std::fs::create_dir(&run)?;
     std::fs::write(run.join("valgrind.supp"), SUPPRESSIONS)?;
     ctx.step("start vswitchd under valgrind");
-    let mut world = World::with(&ctx.settings, &ctx.dir, options, false)?;
+    World::with(&ctx.settings, &ctx.dir, options, false)
+}
+
+pub fn clean(ctx: &Ctx) -> Result<()> {
+    let mut world = under_valgrind(ctx)?;
     for cycle in 0..CYCLES {
         ctx.step(&format!("cycle {cycle}"));
         let server = world.add_port(Kind::Server, "server")?;
@@ -49,6 +57,10 @@ pub fn clean(ctx: &Ctx) -> Result<()> {
         }
     }
     ctx.step("exit and read the report");
+    leave(&mut world)
+}
+
+fn leave(world: &mut World) -> Result<()> {
     world.check_log(&[
         "failed to connect",
         "while vhost device still attached",
@@ -56,6 +68,49 @@ pub fn clean(ctx: &Ctx) -> Result<()> {
     ])?;
     world.ovs.exit(PATIENCE)?;
     judge(&std::fs::read_to_string(world.ovs.valgrind_report())?)
+}
+
+/// One guest sends to the other, which is there for half of it, and both ports are deleted while frames are under way.
+pub fn talk(ctx: &Ctx) -> Result<()> {
+    let mut world = under_valgrind(ctx)?;
+    let ports = ["one", "two"]
+        .map(|name| world.add_port(Kind::Client, name))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let listeners: Vec<Listener> = ports
+        .iter()
+        .map(|port| Listener::bind(&port.socket))
+        .collect::<Result<_>>()?;
+    let mut guests: Vec<Guest> = listeners
+        .iter()
+        .map(|listener| Guest::on(listener.accept(PATIENCE)?.into()))
+        .collect::<Result<_>>()?;
+    for port in &ports {
+        world.ovs.wait_link(&port.name, true, PATIENCE)?;
+    }
+    world.cross_connect(&ports)?;
+    ctx.step("send");
+    let mut receiver = guests.pop().context("two guests")?;
+    let sender = &mut guests[0].transmitq;
+    for number in 0..FRAMES {
+        ensure!(sender.send(number), "its ring is full");
+    }
+    sender.publish();
+    let mut received = 0;
+    wait::until_true("the frames to arrive", PATIENCE, || {
+        while let Some(number) = receiver.receiveq.receive()? {
+            ensure!(number == received, "{number}, not {received}");
+            received += 1;
+        }
+        Ok(received == FRAMES)
+    })?;
+    ctx.step("send to nobody, and delete the ports");
+    drop(receiver);
+    while sender.send(0) {}
+    sender.publish();
+    world.ovs.vsctl("del-port one -- del-port two")?;
+    drop((guests, listeners));
+    leave(&mut world)
 }
 
 /// Fails when the report ends with errors, quoting the first.
