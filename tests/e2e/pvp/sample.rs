@@ -20,6 +20,8 @@ pub struct Shape {
     pub guests: Guests,
     /// `other_config` of the switch, where it is not the usual.
     pub other_config: &'static [&'static str],
+    /// Whether the plugin's switch starts DPDK. Stock ports cannot be without.
+    pub dpdk: bool,
     /// What is sent.
     pub loads: &'static [Load],
 }
@@ -81,7 +83,7 @@ pub fn run(
 ) -> Result<Vec<Sample>> {
     let options = Options {
         other_config: shape.other_config.to_vec(),
-        ..world::options(settings, true)
+        ..world::options(settings, shape.dpdk || settings.stock())
     };
     let world = World::with(settings, dir, options, true)?;
     let ports = world.many_testpmd_ports(Kind::Client, shape.ports)?;

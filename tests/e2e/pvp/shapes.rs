@@ -34,6 +34,7 @@ const TWO_PORTS: Shape = Shape {
     ports: 2,
     guests: testpmd(Rings::PLAIN),
     other_config: &[],
+    dpdk: true,
     loads: &[load::B64, load::B256, load::B512, load::B1518, load::IMIX],
 };
 
@@ -44,7 +45,7 @@ const TWO_QUICK: Shape = Shape {
     ..TWO_PORTS
 };
 
-pub static SHAPES: [Shape; 13] = [
+pub static SHAPES: [Shape; 14] = [
     Shape {
         name: "split-mergeable",
         guests: testpmd(Rings::MERGEABLE),
@@ -100,6 +101,12 @@ pub static SHAPES: [Shape; 13] = [
             capacity: Capacity { mtu: 9000, ..USUAL },
         },
         loads: &[load::B9000],
+        ..TWO_PORTS
+    },
+    Shape {
+        name: "without-dpdk",
+        guests: testpmd(Rings::MERGEABLE),
+        dpdk: false,
         ..TWO_PORTS
     },
     // What the ones below are to be seen beside.
