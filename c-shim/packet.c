@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "packets.h"
 #include "util.h"
@@ -19,52 +20,39 @@
 
 /* Freeing. */
 
-#ifdef DPDK_NETDEV
-/* Whether 'packet' is one of 'mp' in the state in which a pool keeps its mbufs,
- * so that there is nothing to do but to put it there. */
+/* Whether 'packet' is an mbuf of the same pool as 'first' in the state in which
+ * pools keep them, so that there is nothing to do but to put it there. */
 static inline bool
-packet_is_home_ready(const struct dp_packet *packet,
-                     const struct rte_mempool *mp)
+packet_is_home_ready(const struct dp_packet *packet OVS_UNUSED,
+                     const struct dp_packet *first OVS_UNUSED)
 {
+#ifdef DPDK_NETDEV
     const struct rte_mbuf *mbuf = &packet->mbuf;
 
     return packet->source == DPBUF_DPDK
-           && mbuf->pool == mp
+           && mbuf->pool == first->mbuf.pool
            && rte_mbuf_refcnt_read(mbuf) == 1
            && mbuf->nb_segs == 1
            && !(mbuf->ol_flags & (RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT));
-}
-
-/* Frees packets of one pool in one go.  Returns false, having freed none, if
- * they are not what that takes. */
-static bool
-packets_put_home(struct dp_packet **packets, size_t n)
-{
-    struct rte_mempool *mp = packets[0]->mbuf.pool;
-
-    for (size_t i = 0; i < n; i++) {
-        if (OVS_UNLIKELY(!packet_is_home_ready(packets[i], mp))) {
-            return false;
-        }
-    }
-    rte_mempool_put_bulk(mp, (void **) packets, n);
-    return true;
-}
+#else
+    return false;
 #endif
+}
 
-/* Frees packets, at least one. */
 static void
-packets_delete(struct dp_packet **packets, size_t n)
+packets_delete(struct dp_packet **packets, size_t n,
+               bool are_home_ready OVS_UNUSED)
 {
 #ifdef DPDK_NETDEV
-    if (OVS_LIKELY(packets_put_home(packets, n))) {
+    if (OVS_LIKELY(are_home_ready)) {
+        rte_mempool_put_bulk(packets[0]->mbuf.pool, (void **) packets, n);
         return;
     }
 #endif
     for (size_t i = 0; i < n;) {
         size_t n_put = packet_heap_put(&packets[i], n - i);
 
-        if (OVS_UNLIKELY(!n_put)) {
+        if (!n_put) {
             dp_packet_delete(packets[i]);
             n_put = 1;
         }
@@ -116,6 +104,26 @@ stash_refill_from_pool(struct packet_stash *stash)
     }
 }
 
+/* What a received frame says of itself, as lies in an mbuf: written at once, for
+ * stores of single fields would queue behind those into the guest's memory. */
+struct mbuf_frame {
+    uint32_t packet_type;
+    uint32_t pkt_len;
+    uint16_t data_len;
+    uint16_t vlan_tci;
+    uint32_t rss;
+};
+#define MBUF_REARM_OFS offsetof(struct rte_mbuf, rearm_data)
+#define MBUF_FRAME_OFS offsetof(struct rte_mbuf, rx_descriptor_fields1)
+#define ASSERT_MBUF_FRAME(MEMBER, MBUF_MEMBER)                                \
+    BUILD_ASSERT_DECL(MBUF_FRAME_OFS + offsetof(struct mbuf_frame, MEMBER)    \
+                      == offsetof(struct rte_mbuf, MBUF_MEMBER))
+ASSERT_MBUF_FRAME(packet_type, packet_type);
+ASSERT_MBUF_FRAME(pkt_len, pkt_len);
+ASSERT_MBUF_FRAME(data_len, data_len);
+ASSERT_MBUF_FRAME(vlan_tci, vlan_tci);
+ASSERT_MBUF_FRAME(rss, hash.rss);
+
 /* Makes an mbuf that came straight out of its pool a packet of 'len' bytes.
  *
  * Whoever freed it left it direct, unshared and in one segment.  The rest of
@@ -124,15 +132,19 @@ stash_refill_from_pool(struct packet_stash *stash)
 static inline void
 mbuf_arm(struct dp_packet *packet, uint32_t len)
 {
+    static const struct rte_mbuf fresh = {
+        .data_off = RTE_PKTMBUF_HEADROOM,
+        .refcnt = 1,
+        .nb_segs = 1,
+        .port = RTE_MBUF_PORT_INVALID,
+    };
     struct rte_mbuf *mbuf = &packet->mbuf;
+    struct mbuf_frame frame = { .pkt_len = len, .data_len = len };
 
-    mbuf->data_off = RTE_PKTMBUF_HEADROOM;
-    mbuf->port = RTE_MBUF_PORT_INVALID;
+    memcpy((char *) mbuf + MBUF_REARM_OFS, (const char *) &fresh
+           + MBUF_REARM_OFS, sizeof(uint64_t));
     mbuf->ol_flags &= RTE_MBUF_F_EXTERNAL;
-    mbuf->packet_type = 0;
-    mbuf->pkt_len = len;
-    mbuf->data_len = len;
-    mbuf->vlan_tci = 0;
+    memcpy((char *) mbuf + MBUF_FRAME_OFS, &frame, sizeof frame);
     mbuf->vlan_tci_outer = 0;
     dp_packet_reset_cutlen(packet);
     packet->packet_type = htonl(PT_ETH);
@@ -175,12 +187,9 @@ packet_stash_init(struct packet_stash *stash,
 void
 packet_stash_uninit(struct packet_stash *stash)
 {
-    size_t n = NETDEV_MAX_BURST - stash->first;
-
-    if (n) {
-        packets_delete(&stash->packets[stash->first], n);
-        stash->first = NETDEV_MAX_BURST;
-    }
+    packets_delete(&stash->packets[stash->first],
+                   NETDEV_MAX_BURST - stash->first, false);
+    stash->first = NETDEV_MAX_BURST;
     if (stash->heap) {
         packet_heap_close(stash->heap);
     }
@@ -323,6 +332,23 @@ packet_flatten(const struct dp_packet *packet, void **buffer)
 #endif
 }
 
+/* Completes 'slot' for a packet that is more than its bytes, in one piece.
+ * Returns a buffer to be freed when it has been sent, or NULL. */
+static void *
+slot_complete(struct ovsv_tx_slot *slot, struct dp_packet *packet,
+              uint32_t mtu)
+{
+    void *buffer = NULL;
+
+    if (offload_is_asked(packet)) {
+        slot->offload = offload_from_packet(packet, mtu);
+    }
+    if (packet_is_segmented(packet)) {
+        slot->data = packet_flatten(packet, &buffer);
+    }
+    return buffer;
+}
+
 static void
 packets_send(const struct ovsv_port *port, uint16_t qid, uint32_t mtu,
              struct dp_packet **packets, size_t n)
@@ -330,23 +356,29 @@ packets_send(const struct ovsv_port *port, uint16_t qid, uint32_t mtu,
     struct ovsv_tx_slot slots[NETDEV_MAX_BURST];
     void *flat[NETDEV_MAX_BURST];
     size_t n_flat = 0;
+    bool are_home_ready = true;
 
     for (size_t i = 0; i < n; i++) {
-        slots[i].data = dp_packet_data(packets[i]);
-        slots[i].len = dp_packet_size(packets[i]);
-        slots[i].offload = OVS_LIKELY(!offload_is_asked(packets[i]))
-                           ? (struct ovsv_offload) { 0 }
-                           : offload_from_packet(packets[i], mtu);
-        if (OVS_UNLIKELY(packet_is_segmented(packets[i]))) {
-            slots[i].data = packet_flatten(packets[i], &flat[n_flat++]);
+        struct dp_packet *packet = packets[i];
+
+        slots[i] = (struct ovsv_tx_slot) {
+            .data = dp_packet_data(packet),
+            .len = dp_packet_size(packet),
+        };
+        if (OVS_UNLIKELY(offload_is_asked(packet)
+                         || packet_is_segmented(packet))) {
+            flat[n_flat] = slot_complete(&slots[i], packet, mtu);
+            n_flat += flat[n_flat] != NULL;
         }
+        are_home_ready = are_home_ready
+                         && packet_is_home_ready(packet, packets[0]);
     }
     ovsv.send(port, qid, slots, n, packets);
 
     while (n_flat > 0) {
         free(flat[--n_flat]);
     }
-    packets_delete(packets, n);
+    packets_delete(packets, n, are_home_ready);
 }
 
 uint32_t
