@@ -39,6 +39,7 @@ packet_is_home_ready(const struct dp_packet *packet OVS_UNUSED,
 #endif
 }
 
+/* Frees packets, in as few goes as it takes. */
 static void
 packets_delete(struct dp_packet **packets, size_t n,
                bool are_home_ready OVS_UNUSED)

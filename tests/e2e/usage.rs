@@ -15,6 +15,7 @@ const SLACK_MAPPINGS: usize = 16;
 const SLACK_KIB: usize = 16 << 10;
 /// As Open vSwitch names them, without the numbers.
 const POLL_THREAD: &str = "pmd-c/id:";
+const PIPE: &str = "pipe:[]";
 const ENDS_OF_PIPE: usize = 2;
 /// How long nothing may change to be settled.
 const SETTLED: Duration = Duration::from_millis(250);
@@ -49,6 +50,10 @@ impl Kinds {
 
     fn of(&self, kind: &str) -> usize {
         self.0.get(kind).copied().unwrap_or(0)
+    }
+
+    fn count_but(&self, kind: &str) -> usize {
+        self.count() - self.of(kind)
     }
 
     fn count(&self) -> usize {
@@ -117,7 +122,8 @@ impl Usage {
         let flat = wait::until_true("everything to be given back", PATIENCE, || {
             now = Usage::now(world)?;
             let rows = [
-                (now.fds.count(), self.fds.count() + self.pipes_to_come()),
+                (now.fds.of(PIPE), self.fds.of(PIPE) + self.pipes_to_come()),
+                (now.fds.count_but(PIPE), self.fds.count_but(PIPE)),
                 (now.threads.count(), self.threads.count()),
                 (now.lent, self.lent),
                 (now.mappings, self.mappings + SLACK_MAPPINGS),
