@@ -21,9 +21,9 @@ pub(super) trait Ring: Send {
     /// Moves frames from `slots` to the driver, at most [`BURST`].
     fn enqueue(&mut self, slots: &[TxSlot<'_>], counters: &Counters) -> Burst;
 
-    /// Gives back to the driver, unread, all that it made available: for a transmitq that is disabled. The burst's frames
-    /// are chains.
-    fn discard(&mut self, counters: &Counters) -> Burst;
+    /// Gives back to the driver, unread, all that it made available: for a transmitq that is disabled. Says how many chains
+    /// that was.
+    fn discard(&mut self, counters: &Counters) -> u16;
 
     /// Asks the driver to kick when it makes buffers available, or not to.
     fn want_kicks(&self, wanted: bool);
@@ -63,19 +63,49 @@ pub(super) trait Ring: Send {
 pub(super) type Attached = (Box<dyn Ring>, Vec<Found>);
 
 /// What one burst did.
+///
+/// One word, so that it is returned in a register: to read it from memory in another shape than it was written in would be to
+/// wait for all stores before it, those into the guest too.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Burst {
-    /// Slots dealt with, from the first on.
-    pub(super) slots: usize,
-    /// Frames moved; the slots between were dropped and counted.
-    pub(super) frames: usize,
-    /// Of the slots dealt with, those dropped because of what was left to be done to them; into the guest only.
-    pub(super) invalid: usize,
     /// Bytes of the next frame, if the next slot has less room than that; out of the guest only.
     pub(super) large: u32,
+    /// Slots dealt with, from the first on.
+    pub(super) slots: u8,
+    /// Frames moved; the slots between were dropped and counted.
+    pub(super) frames: u8,
+    /// Of the slots dealt with, those dropped because of what was left to be done to them; into the guest only.
+    pub(super) invalid: u8,
     /// Whether it ended before its time, see [`Ring::take_halt`]; what was moved before that stands.
     pub(super) halted: bool,
 }
+
+impl Burst {
+    /// A burst of this many frames, each in a slot of its own.
+    #[inline(always)]
+    pub(super) fn of(frames: usize) -> Self {
+        let frames = u8::try_from(frames).unwrap_or(u8::MAX);
+        Self {
+            slots: frames,
+            frames,
+            ..Self::default()
+        }
+    }
+
+    /// Slots dealt with.
+    #[inline(always)]
+    pub(super) fn slots(&self) -> usize {
+        self.slots.into()
+    }
+
+    /// Frames moved.
+    #[inline(always)]
+    pub(super) fn frames(&self) -> usize {
+        self.frames.into()
+    }
+}
+
+const _: () = assert!(size_of::<Burst>() == size_of::<u64>() && BURST <= u8::MAX as usize);
 
 /// Where a ring begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

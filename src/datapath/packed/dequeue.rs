@@ -93,11 +93,9 @@ impl<const SET: usize> PackedRing<SET> {
         };
         self.finish(count, counters);
         Burst {
-            slots: frames,
-            frames,
             large,
             halted: fault.is_some(),
-            ..Burst::default()
+            ..Burst::of(frames)
         }
     }
 }

@@ -2,17 +2,16 @@
 
 use super::{broken, Halt, PackedRing};
 use crate::datapath::counters::{Counters, Tally};
-use crate::datapath::ring::Burst;
 use crate::datapath::set::{Bits, Set};
 use crate::virtio::chain::{Chain, DescRing, Readable};
 use crate::virtio::packed_ring::Used;
 
 impl<const SET: usize> PackedRing<SET> {
     /// Gives back all that is available now, at most a ring full. Chains are walked in the ring only: at their end is the id.
-    pub(super) fn discard_available(&mut self, counters: &Counters) -> Burst {
+    pub(super) fn discard_available(&mut self, counters: &Counters) -> u16 {
         let (mem, staged, mut at) = (&self.mem, &mut self.staged, self.next);
         let Some(mut cursor) = mem.mem().cursor(self.hint) else {
-            return Burst::default();
+            return 0;
         };
         let mut chains = 0;
         while staged.descs < mem.size() {
@@ -36,10 +35,6 @@ impl<const SET: usize> PackedRing<SET> {
             }
         }
         self.finish(Tally::default, counters);
-        Burst {
-            frames: chains,
-            halted: self.halt.is_some(),
-            ..Burst::default()
-        }
+        chains
     }
 }

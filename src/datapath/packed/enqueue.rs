@@ -24,16 +24,16 @@ impl<const SET: usize> PackedRing<SET> {
             return Burst::default();
         };
         let mut ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, first, burst(slots.len()));
-        let (mut tally, mut outcome) = (Tally::default(), Burst::default());
+        let mut tally = Tally::default();
         let straight = straight::<SET>(staged, &ahead, slots, log);
-        (outcome.slots, outcome.frames) = (straight, straight);
+        let mut outcome = Burst::of(straight);
         // Of the chains looked up, those that are used.
         let (mut passed, mut work, mut fault) = (burst(straight), 0, None);
         for slot in slots.iter().take(BURST).skip(straight) {
             let (frame, mark) = (slot.frame(), staged.mark());
             let at = first.advance(mark.descs, mem.size());
             if passed > 0 && usize::from(passed) >= ahead.count {
-                let left = burst(slots.len() - outcome.slots);
+                let left = burst(slots.len() - outcome.slots());
                 ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, at, left);
                 passed = 0;
             }

@@ -163,7 +163,7 @@ impl<const SET: usize> Ring for PackedRing<SET> {
         }
     }
 
-    fn discard(&mut self, counters: &Counters) -> Burst {
+    fn discard(&mut self, counters: &Counters) -> u16 {
         self.discard_available(counters)
     }
 

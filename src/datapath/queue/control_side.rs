@@ -147,12 +147,12 @@ impl Queue {
             let Some(ring) = &mut state.ring else {
                 return false;
             };
-            let burst = ring.discard(&self.counters);
-            self.counters.count_discarded(burst.frames);
+            let chains = ring.discard(&self.counters);
+            self.counters.count_discarded(chains.into());
             self.publish_status(ring.as_ref());
-            if burst.halted {
+            if let Some(halt) = ring.take_halt() {
                 let vring = ring.vring();
-                if let Some(Halt::Fault(reason)) = ring.take_halt() {
+                if let Halt::Fault(reason) = halt {
                     self.set_fault(state, Some(RingFault { vring, reason }));
                     (self.waker)(Wake::Broken);
                 }

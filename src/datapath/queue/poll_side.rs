@@ -36,6 +36,8 @@ impl Queue {
         if self.direction != Direction::Dequeue {
             return 0;
         }
+        let most = slots.len().min(BURST);
+        let slots = slots.get_mut(..most).unwrap_or_default();
         let Ok(mut state) = self.gate.try_enter() else {
             return 0;
         };
@@ -47,7 +49,7 @@ impl Queue {
             let halt = state.ring.as_mut().and_then(|ring| ring.take_halt());
             self.halt(state, halt);
         }
-        burst.frames
+        burst.frames()
     }
 
     #[inline(always)]
@@ -81,7 +83,7 @@ impl Queue {
         mut grow: impl FnMut(&mut RxSlot<'a>, u32) -> bool,
     ) -> Burst {
         let (mut all, mut bytes) = (first, 0);
-        while let [slot, ..] = slots.get_mut(all.frames..).unwrap_or_default() {
+        while let [slot, ..] = slots.get_mut(all.frames()..).unwrap_or_default() {
             if all.large == 0 || all.halted || bytes >= BYTES {
                 break;
             }
@@ -90,7 +92,7 @@ impl Queue {
                 break;
             }
             bytes += all.large;
-            let rest = slots.get_mut(all.frames..).unwrap_or_default();
+            let rest = slots.get_mut(all.frames()..).unwrap_or_default();
             let burst = ring.dequeue(rest, &self.counters);
             all = Burst {
                 slots: all.slots + burst.slots,
@@ -123,15 +125,14 @@ impl Queue {
         let Some(ring) = &mut state.ring else { return sent };
         let mut left = slots;
         loop {
-            let attempt = self.attempt(ring.as_mut(), left);
-            sent.packets += attempt.frames;
-            sent.slots += attempt.slots;
-            sent.invalid += attempt.invalid;
-            left = left.get(attempt.slots..).unwrap_or_default();
+            let before = sent.slots;
+            let halted = self.attempt(ring.as_mut(), left, &mut sent);
+            let taken = sent.slots - before;
+            left = left.get(taken..).unwrap_or_default();
             if left.is_empty() {
                 break;
             }
-            if attempt.halted || attempt.slots == 0 || sent.retries == retries {
+            if halted || taken == 0 || sent.retries == retries {
                 self.fall_short(state, sent.packets > 0, left.len());
                 return sent;
             }
@@ -194,21 +195,20 @@ impl Queue {
         self.halt(state, halt);
     }
 
-    /// One attempt to send all of `slots`: ends at the first group that the ring does not take whole.
+    /// One attempt to send all of `slots`, told of in `sent`: ends at the first group that the ring does not take whole. Says
+    /// whether a burst ended before its time.
     #[inline]
-    fn attempt(&self, ring: &mut dyn Ring, slots: &[TxSlot<'_>]) -> Burst {
-        let mut all = Burst::default();
+    fn attempt(&self, ring: &mut dyn Ring, slots: &[TxSlot<'_>], sent: &mut Sent) -> bool {
         for group in slots.chunks(BURST) {
             let burst = ring.enqueue(group, &self.counters);
-            all.slots += burst.slots;
-            all.frames += burst.frames;
-            all.invalid += burst.invalid;
-            all.halted = burst.halted;
-            if burst.halted || burst.slots < group.len() {
-                break;
+            sent.packets += burst.frames();
+            sent.slots += burst.slots();
+            sent.invalid += usize::from(burst.invalid);
+            if burst.halted || burst.slots() < group.len() {
+                return burst.halted;
             }
         }
-        all
+        false
     }
 
     /// Says instead of a poll that there is no memory to receive into. What the guest sent stays in its ring; that it had to
@@ -263,10 +263,7 @@ impl Queue {
             Errand::Announce(mac) => {
                 let frames = self.announce(mac, slots);
                 state.errand = state.errand.filter(|_| slots.is_empty());
-                return Burst {
-                    frames,
-                    ..Burst::default()
-                };
+                return Burst::of(frames);
             }
             Errand::Learn { announce } => announce,
         };

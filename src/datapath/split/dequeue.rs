@@ -89,11 +89,9 @@ impl<const SET: usize> SplitRing<SET> {
         };
         self.finish(chains, count, counters);
         Burst {
-            slots: frames,
-            frames,
             large,
             halted: fault.is_some(),
-            ..Burst::default()
+            ..Burst::of(frames)
         }
     }
 }

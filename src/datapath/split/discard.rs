@@ -4,13 +4,12 @@ use super::{beyond, Halt, SplitRing};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
-use crate::datapath::ring::Burst;
 use crate::datapath::set::Bits;
 use crate::virtio::chain::DescRing;
 
 impl<const SET: usize> SplitRing<SET> {
     /// Gives back all that is available now, at most a ring full. What the chains hold is nobody's business.
-    pub(super) fn discard_ready(&mut self, counters: &Counters) -> Burst {
+    pub(super) fn discard_ready(&mut self, counters: &Counters) -> u16 {
         let ready = self.ready(u16::MAX);
         let (mem, next, log) = (&self.mem, self.next, extra::<Bits<SET>, _>(&self.log));
         let mut chains = 0;
@@ -29,9 +28,6 @@ impl<const SET: usize> SplitRing<SET> {
             chains += 1;
         }
         self.finish(chains, Tally::default, counters);
-        Burst {
-            frames: usize::from(chains),
-            ..self.idle()
-        }
+        chains
     }
 }

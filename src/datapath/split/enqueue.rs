@@ -24,9 +24,9 @@ impl<const SET: usize> SplitRing<SET> {
         };
         let count = ready.min(burst(slots.len()));
         let ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, next, count);
-        let (mut tally, mut outcome) = (Tally::default(), Burst::default());
+        let mut tally = Tally::default();
         let straight = straight::<SET>(mem, next, &ahead, slots, log);
-        (outcome.slots, outcome.frames) = (straight, straight);
+        let mut outcome = Burst::of(straight);
         let (mut chains, mut work, mut fault) = (burst(straight), 0, None);
         for slot in slots.iter().take(BURST).skip(straight) {
             let frame = slot.frame();
@@ -131,7 +131,7 @@ impl<const SET: usize> SplitRing<SET> {
     /// Goes on with a burst for which the chains known of did not suffice: there may be more by now.
     #[cold]
     pub(super) fn enqueue_more(&mut self, first: Burst, slots: &[TxSlot<'_>], counters: &Counters) -> Burst {
-        let rest = slots.get(first.slots..).unwrap_or_default();
+        let rest = slots.get(first.slots()..).unwrap_or_default();
         let known = self.avail.wrapping_sub(self.next);
         let burst = match self.ready(u16::MAX) {
             ready if ready > known => self.enqueue_ready(ready, rest, counters),

@@ -179,13 +179,13 @@ impl<const SET: usize> Ring for SplitRing<SET> {
             0 => return self.idle(),
             ready => self.enqueue_ready(ready, slots, counters),
         };
-        match burst.slots < slots.len().min(BURST) && !burst.halted && before == self.avail {
+        match burst.slots() < slots.len().min(BURST) && !burst.halted && before == self.avail {
             true => self.enqueue_more(burst, slots, counters),
             false => burst,
         }
     }
 
-    fn discard(&mut self, counters: &Counters) -> Burst {
+    fn discard(&mut self, counters: &Counters) -> u16 {
         self.discard_ready(counters)
     }
 
