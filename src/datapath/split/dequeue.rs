@@ -1,6 +1,6 @@
 //! Out of the guest: a burst from a split transmitq.
 
-use super::{beyond, look, SplitLog, SplitRing};
+use super::{beyond, give_back, look, SplitRing};
 use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
@@ -13,7 +13,9 @@ use crate::datapath::set::{Bits, Set};
 use crate::datapath::slot::RxSlot;
 use crate::memory::Access;
 use crate::virtio::chain::{Chain, Readable};
-use crate::virtio::ring::SplitMem;
+
+/// What a used entry says of a buffer that the device only reads: that it wrote nothing into it.
+pub(super) const READ: u32 = 0;
 
 impl<const SET: usize> SplitRing<SET> {
     /// A burst from a ring with `ready` chains, more than none.
@@ -34,7 +36,7 @@ impl<const SET: usize> SplitRing<SET> {
         let (mut chains, mut work, mut large) = (burst(frames), 0, 0);
         if !self.in_order {
             for (at, head) in (0..chains).zip(&ahead.tags) {
-                give_back(mem, log, next.wrapping_add(at), *head);
+                give_back(mem, log, next.wrapping_add(at), *head, READ);
             }
         }
         let mut fault = None;
@@ -65,7 +67,7 @@ impl<const SET: usize> SplitRing<SET> {
                 }
             }
             if !self.in_order {
-                give_back(mem, log, next.wrapping_add(chains), head);
+                give_back(mem, log, next.wrapping_add(chains), head, READ);
             }
             chains += 1;
             if work > WORK {
@@ -76,7 +78,7 @@ impl<const SET: usize> SplitRing<SET> {
             // One entry stands for the batch: where its first would be, with the head of its last (VIRTIO 1.2, 2.7.9). That
             // is for buffers that the device reads; of those it writes each has its length.
             let head = ahead.chain(last).map_or(0, |(head, _)| head);
-            give_back(mem, log, next, head);
+            give_back(mem, log, next, head, READ);
         }
         self.hint = cursor.hint();
         if let Some(reason) = fault {
@@ -108,13 +110,4 @@ fn straight<const SET: usize>(ahead: &Ahead<'_>, slots: &mut [RxSlot<'_>], offlo
         }
     }
     done
-}
-
-/// Writes a used entry. Length 0: the device wrote nothing into a buffer that it only reads.
-#[inline(always)]
-fn give_back(mem: &SplitMem, log: Option<&SplitLog>, at: u16, head: u16) {
-    mem.write_used(at, head, 0);
-    if let Some(log) = log {
-        log.wrote_used(at);
-    }
 }

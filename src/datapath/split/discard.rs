@@ -1,6 +1,7 @@
 //! What a split transmitq gets while it is started and disabled: its buffers back, unread.
 
-use super::{beyond, Halt, SplitRing};
+use super::dequeue::READ;
+use super::{beyond, give_back, Halt, SplitRing};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
 use crate::datapath::dirty::extra;
@@ -21,10 +22,7 @@ impl<const SET: usize> SplitRing<SET> {
                 self.halt = Some(Halt::Fault(FaultReason::Chain { avail, head, error }));
                 break;
             }
-            mem.write_used(avail, head, 0);
-            if let Some(log) = log {
-                log.wrote_used(avail);
-            }
+            give_back(mem, log, avail, head, READ);
             chains += 1;
         }
         self.finish(chains, Tally::default, counters);

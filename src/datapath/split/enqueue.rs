@@ -1,7 +1,7 @@
 //! Into the guest: a burst to a split receiveq.
 
 use super::dirty::SplitLog;
-use super::{beyond, look, SplitRing};
+use super::{beyond, give_back, look, SplitRing};
 use crate::datapath::ahead::{burst, Ahead, Plan};
 use crate::datapath::config::FaultReason;
 use crate::datapath::counters::{Counters, Tally};
@@ -25,7 +25,16 @@ impl<const SET: usize> SplitRing<SET> {
         let count = ready.min(burst(slots.len()));
         let ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, next, count);
         let mut tally = Tally::default();
-        let straight = straight::<SET>(mem, next, &ahead, slots, log);
+        let straight = straight::<SET>(&ahead, slots, log);
+        for ((at, head), slot) in (0..burst(straight)).zip(&ahead.tags).zip(slots) {
+            give_back(
+                mem,
+                log,
+                next.wrapping_add(at),
+                *head,
+                Bits::<SET>::HEADER + slot.len(),
+            );
+        }
         let mut outcome = Burst::of(straight);
         let (mut chains, mut work, mut fault) = (burst(straight), 0, None);
         for slot in slots.iter().take(BURST).skip(straight) {
@@ -101,27 +110,19 @@ impl<const SET: usize> SplitRing<SET> {
 
 /// The common case, in a loop of its own: frames as they are, each into the one buffer looked up for it. Says how many
 /// from the first on; nothing is done for the one behind them.
+///
+/// Their used entries are for the caller to write, all at once: the driver's core reads ahead in the used ring, and takes a line
+/// away from who is still writing it, once a frame.
 #[inline(always)]
-fn straight<const SET: usize>(
-    mem: &SplitMem,
-    mut at: u16,
-    ahead: &Ahead<'_>,
-    slots: &[TxSlot<'_>],
-    log: Option<&SplitLog>,
-) -> usize {
+fn straight<const SET: usize>(ahead: &Ahead<'_>, slots: &[TxSlot<'_>], log: Option<&SplitLog>) -> usize {
     let mut done = 0;
-    for ((slot, head), plan) in slots.iter().zip(&ahead.tags).zip(ahead.plans()) {
+    for (slot, plan) in slots.iter().zip(ahead.plans()) {
         own(ahead.plans().get(done + 1), slots.get(done + 1));
         let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
         let Plan::Direct(buffer) = plan else { break };
         if !is_plain || !put::<Bits<SET>>(*buffer, slot.frame(), log.map(SplitLog::data)) {
             break;
         }
-        mem.write_used(at, *head, Bits::<SET>::HEADER + slot.len());
-        if let Some(log) = log {
-            log.wrote_used(at);
-        }
-        at = at.wrapping_add(1);
         done += 1;
     }
     done
@@ -166,10 +167,7 @@ fn place<'m, const SET: usize>(
     let data = log.map(SplitLog::data);
     match chain {
         Some((head, Plan::Direct(buffer))) if put::<Bits<SET>>(buffer, frame, data) => {
-            mem.write_used(at, head, Bits::<SET>::HEADER + frame.len());
-            if let Some(log) = log {
-                log.wrote_used(at);
-            }
+            give_back(mem, log, at, head, Bits::<SET>::HEADER + frame.len());
             Ok(Put::Done(1))
         }
         _ => {
@@ -217,10 +215,7 @@ impl<'m, const SET: usize> frame::Buffers<'m> for Buffers<'_, 'm, SET> {
         }
         let mut chain = Chain::<_, Writable>::new(mem, head, first, Bits::<SET>::INDIRECT);
         let written = writer.fill(&mut chain, cursor).map_err(broken)?;
-        mem.write_used(avail, head, written);
-        if let Some(log) = self.log {
-            log.wrote_used(avail);
-        }
+        give_back(mem, self.log, avail, head, written);
         *self.work += u32::from(chain.walked());
         self.next = avail.wrapping_add(1);
         Ok(true)

@@ -385,6 +385,15 @@ fn look<'m, D: Direction, S: Set>(
     ahead
 }
 
+/// Writes the used entry that avail index `at` falls on: the chain at `head`, into which `len` bytes were written.
+#[inline(always)]
+fn give_back(mem: &SplitMem, log: Option<&SplitLog>, at: u16, head: u16, len: u32) {
+    mem.write_used(at, head, len);
+    if let Some(log) = log {
+        log.wrote_used(at);
+    }
+}
+
 /// A head that is no descriptor of the ring.
 #[cold]
 fn beyond(mem: &SplitMem, head: u16) -> ChainError {
