@@ -97,12 +97,11 @@ impl<'switch> Libvirt<'switch> {
         self.house.path("/var/lib/libvirt")
     }
 
-    /// The guest of the running domain `name`, once it has booted: party `id`.
-    pub fn guest(&self, name: &str, id: u8) -> Result<Domain> {
+    /// The guest of the running domain `name`, which may still boot: party `id`. What it says before this is lost.
+    pub fn listen(&self, name: &str, id: u8) -> Result<Domain> {
         let stream = UnixStream::connect(self.house.path(&serial_socket(name)))
             .with_context(|| format!("{name}'s serial line"))?;
-        let mut shell = Shell::new(name, stream, &self.house.path(&console(name)))?;
-        shell.wait_ready()?;
+        let shell = Shell::new(name, stream, &self.house.path(&console(name)))?;
         Ok(Domain {
             name: name.into(),
             id,
@@ -126,6 +125,14 @@ pub struct Domain {
     name: String,
     id: u8,
     shell: Shell,
+}
+
+impl Domain {
+    /// The same, once it has booted.
+    pub fn booted(mut self) -> Result<Self> {
+        self.shell.wait_ready()?;
+        Ok(self)
+    }
 }
 
 impl Party for Domain {

@@ -43,7 +43,7 @@ pub fn convert(ctx: &Ctx) -> Result<()> {
         ("Back", Kind::Server),
     ] {
         scene.follow(MOVE, heading)?;
-        let moved = libvirt.guest("vm2", moves.id())?;
+        let moved = libvirt.listen("vm2", moves.id())?.booted()?;
         scene.check(&stays, &moved, kind)?;
         let now = world.ovs.interface("vm2", "ofport")?;
         ensure!(now == number, "OpenFlow port {number} became {now}");
@@ -81,7 +81,9 @@ impl Scene<'_> {
             self.libvirt.shell(command)?;
         }
         self.follow(QUICKSTART, "libvirt")?;
-        Ok((self.libvirt.guest("vm1", 1)?, self.libvirt.guest("vm2", 2)?))
+        // Both are listened to before either is waited for: the second may be the first to boot.
+        let (stays, moves) = (self.libvirt.listen("vm1", 1)?, self.libvirt.listen("vm2", 2)?);
+        Ok((stays.booted()?, moves.booted()?))
     }
 
     /// Does what stands below a heading.
