@@ -45,6 +45,7 @@ pub fn of_descriptors(ctx: &Ctx) -> Result<()> {
         beside.wait_more(GO_ON)?;
         drop(shortage);
         ctx.step(&format!("descriptors, round {round}"));
+        wait_told(&mut world, mark, &knocked, "new device")?;
         let guests = [Guest::on(late)?, Guest::on(listener.accept(PATIENCE)?.into())?];
         for port in [&knocked, &lent] {
             world.ovs.wait_link(&port.name, true, PATIENCE)?;
