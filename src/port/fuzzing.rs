@@ -128,7 +128,7 @@ impl Stage {
 }
 
 /// This thread's port.
-fn port() -> Arc<Port> {
+pub(super) fn port() -> Arc<Port> {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
     thread_local! {
         static PORT: OnceCell<Arc<Port>> = const { OnceCell::new() };

@@ -17,6 +17,9 @@ use crate::virtio::features;
 
 use super::{eventfd, PortDevice};
 
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 /// `DRIVER_OK` of the device status (VIRTIO 1.2, 2.1).
 const DRIVER_OK: u8 = 4;
 
