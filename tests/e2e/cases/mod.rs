@@ -333,6 +333,7 @@ const CASES: &[Case] = &[
     plugin("attack/iommu-packed", &[], attack::iommu_packed),
     plugin("attack/exhaustion", &[], attack::exhaustion),
     plugin("starved/of-descriptors", &[], starved::of_descriptors),
+    plugin("starved/of-memory", &[], starved::of_memory),
     plugin("hardened/filter", &[Need::DropIn], hardened::filter_bites),
     plugin("hardened/unprivileged", &[Need::DropIn], hardened::unprivileged),
     plugin(
