@@ -1,7 +1,8 @@
 //! A guest in this process, whose driver does as little per frame as one can: its chains are laid out once, and go round in
 //! the order in which they are. What is measured is the switch, not the guest.
 //!
-//! `frame`: what it sends; `ring`: how; `said`: what its front-end says beside the ordinary.
+//! `frame`: what it sends; `ring`: how; `said`: what its front-end says beside the ordinary; `patience`: how long it waits for
+//! answers.
 
 #[path = "../../common/frontend.rs"]
 #[expect(
@@ -10,6 +11,7 @@
 )]
 mod common;
 mod frame;
+mod patience;
 mod ring;
 mod said;
 
@@ -35,6 +37,7 @@ use crate::wire::Wire;
 use common::{addresses, info, start_ring};
 use frame::Frame;
 pub use frame::Sends;
+use patience::Patience;
 pub use ring::Ring;
 use said::{Iommu, Log};
 
@@ -107,6 +110,7 @@ impl Guest {
 
     /// One of this kind comes up on a connection to a port.
     pub fn of(kind: Kind, stream: UnixStream) -> Result<Guest> {
+        let _patience = Patience::with(&stream)?;
         let features = kind.features().without(VHOST_F_LOG_ALL);
         let frame = kind.sends.frame();
         let (memory, [receiveq, transmitq]) = lay_out(kind, &frame, features)?;
@@ -136,6 +140,7 @@ impl Guest {
     /// The usual one comes back on another connection, after a switch that died: its rings go on from the last that was given
     /// back.
     pub fn come_back(&mut self, stream: UnixStream) -> Result<()> {
+        let _patience = Patience::with(&stream)?;
         self.wire = Wire::new(stream.try_clone()?)?;
         self.frontend = negotiate(stream, USUAL.features())?;
         self.lend(&[])?;
