@@ -1,17 +1,13 @@
-//! The dirty log against the memory itself: guest memory before and after each burst, byte for byte. Every page that
-//! changed has its bit, and every bit's page changed. What the device may write is prepared so that each of its writes
-//! changes something: buffers hold odd bytes where frames are even, device areas what no device writes.
+//! A guest that moves: its ring and buffers anywhere in two regions, what the device writes prepared so that it changes, and the
+//! log held against it after each burst.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use super::RingLog;
+use crate::datapath::dirty::RingLog;
 use crate::datapath::testing::*;
 use crate::datapath::{Direction, Queue, RingConfig, TxSlot};
-use crate::effort;
 use crate::memory::{DirtyLog, GuestAddr, InflightLayout, InflightMem, InflightQueue, WriteLog, LOG_PAGE};
 use crate::model::{Buffer, Driver, GuestMemory, PackedDriver, Pool, Scattered, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::*;
@@ -20,17 +16,17 @@ use crate::virtio::net_hdr::{Offload, GSO_TCPV4, NEEDS_CSUM};
 /// Where the ring, the indirect tables and the buffers are: two regions, far apart, the second mapped anywhere.
 const RING: u64 = 0x10_0000;
 const RING_BYTES: u64 = 0x8000;
-const BUFFERS: u64 = 0x800_0000;
+pub(super) const BUFFERS: u64 = 0x800_0000;
 /// Bytes of guest memory that the buffers of one chain may use.
-const STRIDE: u64 = 0x1d00;
-const ENTRIES: u16 = 64;
+pub(super) const STRIDE: u64 = 0x1d00;
+pub(super) const ENTRIES: u16 = 64;
 const TABLES: u64 = BUFFERS + STRIDE * ENTRIES as u64;
-const REGIONS: [(GuestAddr, u64); 2] = [
+pub(super) const REGIONS: [(GuestAddr, u64); 2] = [
     (GuestAddr(RING), RING_BYTES),
     (GuestAddr(BUFFERS), STRIDE * ENTRIES as u64 + 0x2000),
 ];
 /// A bit for each page up to the last table, in whole words.
-const LOG_BYTES: u64 = ((TABLES + 0x2000) / LOG_PAGE / 8 + 1).next_multiple_of(8);
+pub(super) const LOG_BYTES: u64 = ((TABLES + 0x2000) / LOG_PAGE / 8 + 1).next_multiple_of(8);
 
 /// Numbers without pattern, the same on every run (xorshift64*).
 struct Noise(u64);
@@ -53,7 +49,7 @@ impl Noise {
 }
 
 /// What the device may write that is not a buffer, per layout.
-trait DeviceArea: Virtqueue {
+pub(super) trait DeviceArea: Virtqueue {
     /// Its bytes.
     fn bytes(size: u16) -> u64;
     /// The guest addresses of what bursts write of the ring.
@@ -101,30 +97,30 @@ impl DeviceArea for PackedDriver {
 }
 
 /// A guest that moves.
-struct World<D> {
+pub(super) struct World<D> {
     noise: Noise,
     direction: Direction,
     features: Features,
     /// As the driver sees it, by the addresses it uses.
-    memory: Arc<GuestMemory>,
+    pub(super) memory: Arc<GuestMemory>,
     /// Where the driver's addresses are not the guest's.
     scattered: Option<Scattered>,
-    driver: D,
+    pub(super) driver: D,
     /// Where the driver has the device's area.
-    device: GuestAddr,
-    queue: Queue,
-    config: RingConfig,
-    bits: GuestMemory,
-    log: RingLog,
-    logging: bool,
+    pub(super) device: GuestAddr,
+    pub(super) queue: Queue,
+    pub(super) config: RingConfig,
+    pub(super) bits: GuestMemory,
+    pub(super) log: RingLog,
+    pub(super) logging: bool,
     /// The buffers of each chain that the device has, by its id.
     held: Vec<Vec<Buffer>>,
     /// Bits seen.
-    marked: usize,
+    pub(super) marked: usize,
 }
 
 impl<D: DeviceArea> World<D> {
-    fn new(direction: Direction, features: Features, seed: u64) -> Self {
+    pub(super) fn new(direction: Direction, features: Features, seed: u64) -> Self {
         let mut noise = Noise(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         // A driver that cuts segments itself, or one for whom they are cut.
         let features = match noise.one_in(2) {
@@ -191,7 +187,7 @@ impl<D: DeviceArea> World<D> {
         self.memory.write(at(self.device, range.start), &ones);
     }
 
-    fn config(&self) -> RingConfig {
+    pub(super) fn config(&self) -> RingConfig {
         RingConfig {
             log: self.logging.then(|| self.log.clone()),
             ..self.config.clone()
@@ -374,7 +370,7 @@ impl<D: DeviceArea> World<D> {
         }
     }
 
-    fn live(&mut self, rounds: usize) {
+    pub(super) fn live(&mut self, rounds: usize) {
         for _ in 0..rounds {
             self.disturb();
             self.supply();
@@ -386,7 +382,7 @@ impl<D: DeviceArea> World<D> {
     }
 
     /// A driver that breaks its ring in the middle of a burst: what was written before is logged all the same.
-    fn die(&mut self) {
+    pub(super) fn die(&mut self) {
         self.supply();
         let Some(id) = self.driver.next_id() else { return };
         let mut buffers = self.buffers(id, 2);
@@ -446,232 +442,4 @@ fn changed_pages(before: &[Vec<u8>; 2], after: &[Vec<u8>; 2]) -> BTreeSet<u64> {
         changed.extend(differ.map(|(page, _)| page));
     }
     changed
-}
-
-/// Every combination of what changes how guest memory is written.
-fn combinations() -> impl Iterator<Item = (Direction, Features)> {
-    let bits = [
-        VIRTIO_NET_F_MRG_RXBUF,
-        VIRTIO_RING_F_INDIRECT_DESC,
-        VIRTIO_RING_F_EVENT_IDX,
-        VIRTIO_F_IN_ORDER,
-        VIRTIO_F_VERSION_1,
-    ];
-    (0..32).step_by(effort::of(1, 31)).flat_map(move |set| {
-        let chosen = (0..).zip(bits).filter(|(at, _)| set >> at & 1 == 1);
-        let features = chosen.fold(Features::NONE, |all, (_, bit)| all | bit);
-        [Direction::Dequeue, Direction::Enqueue].map(|direction| (direction, features))
-    })
-}
-
-fn whole_lives<D: DeviceArea>(layout: Features) {
-    for (direction, features) in combinations() {
-        let mut marked = 0;
-        for seed in 1..effort::of(3, 2) {
-            let mut world = World::<D>::new(direction, features | layout, seed);
-            world.live(effort::of(30, 1));
-            world.die();
-            marked += world.marked;
-        }
-        assert!(
-            marked >= effort::of(21, 0),
-            "{direction:?} {features}: only {marked} pages"
-        );
-    }
-}
-
-#[test]
-fn a_split_ring_logs_every_page_it_writes_and_no_other() {
-    whole_lives::<Driver>(Features::NONE);
-}
-
-#[test]
-fn a_packed_ring_logs_every_page_it_writes_and_no_other() {
-    whole_lives::<PackedDriver>(VIRTIO_F_RING_PACKED);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "no kernel to map a page a second time")]
-fn a_split_ring_behind_an_iommu_logs_the_guests_own_addresses() {
-    whole_lives::<Driver>(VIRTIO_F_ACCESS_PLATFORM);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "no kernel to map a page a second time")]
-fn a_packed_ring_behind_an_iommu_logs_the_guests_own_addresses() {
-    whole_lives::<PackedDriver>(VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_PACKED);
-}
-
-/// A guest as its front-end copies it: bits are taken out of the log a word at a time, then their pages are copied.
-struct Destination<'w> {
-    memory: &'w GuestMemory,
-    bits: &'w GuestMemory,
-    bytes: [Vec<u8>; 2],
-}
-
-impl<'w> Destination<'w> {
-    /// All of it, after logging began.
-    fn new(memory: &'w GuestMemory, bits: &'w GuestMemory) -> Self {
-        let bytes = REGIONS.map(|(_, size)| vec![0; usize::try_from(size).unwrap()]);
-        let mut destination = Self { memory, bits, bytes };
-        for (guest, size) in REGIONS {
-            (guest.0 / LOG_PAGE..(guest.0 + size) / LOG_PAGE).for_each(|page| destination.copy(page));
-        }
-        destination
-    }
-
-    /// Copies a page.
-    fn copy(&mut self, page: u64) {
-        for ((guest, _), bytes) in REGIONS.iter().zip(&mut self.bytes) {
-            let Some(offset) = (page * LOG_PAGE).checked_sub(guest.0) else {
-                continue;
-            };
-            let offset = usize::try_from(offset).unwrap();
-            if let Some(bytes) = bytes.get_mut(offset..offset + 4096) {
-                self.memory.read(GuestAddr(page * LOG_PAGE), bytes);
-            }
-        }
-    }
-
-    /// Copies the pages that were logged since the last time, and says how many.
-    fn sync(&mut self) -> usize {
-        let table = self.bits.table();
-        let mut cursor = table.cursor(0).unwrap();
-        let mut copied = 0;
-        for word in 0..LOG_BYTES / 8 {
-            let slice = cursor.prefix(GuestAddr(0x1000 + 8 * word), 8).unwrap();
-            // SAFETY: eight bytes of a mapping that lives as long as `table`, aligned since it begins with a page.
-            let bits = unsafe { AtomicU64::from_ptr(slice.as_ptr().cast()) };
-            if bits.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let taken = bits.swap(0, Ordering::SeqCst);
-            for bit in (0..64).filter(|bit| taken >> bit & 1 == 1) {
-                self.copy(64 * word + bit);
-                copied += 1;
-            }
-        }
-        copied
-    }
-
-    /// Whether `len` bytes at `addr` arrived.
-    fn has(&self, addr: GuestAddr, len: u64) -> bool {
-        let mut now = vec![0; usize::try_from(len).unwrap()];
-        self.memory.read(addr, &mut now);
-        let arrived = REGIONS.iter().zip(&self.bytes).find_map(|((guest, _), bytes)| {
-            let offset = usize::try_from(addr.0.checked_sub(guest.0)?).ok()?;
-            bytes.get(offset..offset + now.len())
-        });
-        arrived == Some(&now[..])
-    }
-}
-
-/// Keeps a receive queue busy until told to stop: the driver and the poll thread in one.
-fn traffic<D: Virtqueue>(driver: &mut D, queue: &Queue, stop: &AtomicBool) -> usize {
-    let mut frames = 0;
-    let mut seed = 0_u8;
-    while !stop.load(Ordering::Relaxed) {
-        while let Some(id) = driver.next_id() {
-            let addr = at(GuestAddr(BUFFERS), STRIDE * u64::from(id));
-            driver.add(&[write(addr, 1600)]).unwrap();
-        }
-        driver.publish();
-        let burst: Vec<_> = (0..8)
-            .map(|_| {
-                seed = seed.wrapping_add(1);
-                vec![seed; 1500]
-            })
-            .collect();
-        let slots: Vec<_> = burst.iter().map(|frame| TxSlot::new(frame)).collect();
-        frames += queue.enqueue(&slots, 0).packets;
-        while driver.reap().is_some() {}
-    }
-    frames
-}
-
-/// Stops the traffic however a test ends.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-fn arrives_whole<D: DeviceArea + Send>(layout: Features) {
-    let world = World::<D>::new(Direction::Enqueue, V1 | layout, 1);
-    let (memory, bits, device) = (world.memory.clone(), &world.bits, world.device);
-    let (queue, config, log, mut driver) = (&world.queue, &world.config, &world.log, world.driver);
-    let switch = |log: Option<RingLog>| {
-        queue
-            .restart(RingConfig {
-                log,
-                ..config.clone()
-            })
-            .unwrap()
-    };
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let poller = scope.spawn(|| traffic(&mut driver, queue, &stop));
-        let stopper = Stop(&stop);
-        for round in 0..40 {
-            switch(Some(log.clone()));
-            let mut destination = Destination::new(&memory, bits);
-            let (mut copied, deadline) = (0, Instant::now() + Duration::from_secs(20));
-            while copied < 500 {
-                copied += destination.sync();
-                assert!(Instant::now() < deadline, "only {copied} pages");
-            }
-            queue.set_enabled(false);
-            destination.sync();
-            assert!(
-                destination.has(GuestAddr(BUFFERS), STRIDE * u64::from(ENTRIES)),
-                "round {round}"
-            );
-            assert!(destination.has(device, D::bytes(ENTRIES)), "round {round}");
-            switch(None);
-            queue.set_enabled(true);
-            std::thread::yield_now();
-            assert_eq!(destination.sync(), 0, "logged while it was off");
-        }
-        drop(stopper);
-        assert!(poller.join().unwrap() > 1000);
-    });
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "a front-end that copies what we write, on purpose")]
-fn a_guest_that_is_copied_under_traffic_arrives_whole() {
-    arrives_whole::<Driver>(Features::NONE);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "a front-end that copies what we write, on purpose")]
-fn a_guest_with_packed_rings_that_is_copied_under_traffic_arrives_whole() {
-    arrives_whole::<PackedDriver>(VIRTIO_F_RING_PACKED);
-}
-
-#[test]
-fn the_front_end_is_told_of_new_pages_once_per_burst() {
-    let mut world = World::<Driver>::new(Direction::Enqueue, V1, 1);
-    let (mut ours, theirs) = socket_pair();
-    world.log.notify = Some(Arc::new(theirs.into()));
-    world.logging = true;
-    world.queue.restart(world.config()).unwrap();
-    for id in 0..8 {
-        let addr = at(GuestAddr(BUFFERS), STRIDE * id);
-        world.driver.add(&[write(addr, 1600)]).unwrap();
-    }
-    world.driver.publish();
-    let sent = frame(1500, 2);
-    let slots: Vec<_> = (0..4).map(|_| TxSlot::new(&sent)).collect();
-    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (4, 1));
-    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (4, 1));
-    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (0, 0));
-    // Pages that are marked already are no news.
-    while world.driver.reap().is_some() {}
-    let addr = GuestAddr(BUFFERS);
-    world.driver.add(&[write(addr, 1600)]).unwrap();
-    world.driver.publish();
-    assert_eq!((world.queue.enqueue(&slots, 0).packets, calls(&mut ours)), (1, 0));
 }
