@@ -32,6 +32,7 @@ mod storm;
 mod tools;
 mod valgrind;
 mod vm;
+mod without_dpdk;
 pub mod world;
 
 use anyhow::Result;
@@ -115,7 +116,7 @@ const CASES: &[Case] = &[
     plugin(
         "vm/no-dpdk-build",
         &[Need::Guests, Need::NoDpdkTree],
-        vm::no_dpdk_build,
+        without_dpdk::no_dpdk_build,
     ),
     plugin("vm/described", &[Need::Guests], describe::told_to_operators),
     plugin("vm/pinned", &[Need::Guests], settings::pinned),
@@ -153,7 +154,7 @@ const CASES: &[Case] = &[
         numbered::packed,
     ),
     both("vm/memory-hotplug", &[Need::Guests], hotplug::under_traffic),
-    plugin("vm/no-hugepages", &[Need::Guests], vm::no_hugepages),
+    plugin("vm/no-hugepages", &[Need::Guests], without_dpdk::no_hugepages),
     plugin(
         "vm/dpdk/server-and-client",
         &[Need::Guests, Need::Hugepages],
@@ -177,7 +178,7 @@ const CASES: &[Case] = &[
     plugin(
         "vm/dpdk/init-at-run-time",
         &[Need::Guests, Need::Hugepages],
-        vm::dpdk_init_at_run_time,
+        without_dpdk::dpdk_init_at_run_time,
     ),
     plugin("bench/pvp", &[Need::Testpmd, Need::Hugepages], bench::pvp),
     plugin(
