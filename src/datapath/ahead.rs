@@ -91,7 +91,13 @@ impl<'m> Plan<'m> {
 #[inline(always)]
 fn prefetch<D: Direction, S: Set>(buffer: GuestSlice<'_>) {
     if D::WRITE != 0 {
-        buffer.prefetch_write(0, NEAR - 1);
+        if buffer.is_line_at(S::HEADER) {
+            // The header has a line of its own, which need not be written if the header is there already.
+            buffer.prefetch_read_all(0..1);
+            buffer.prefetch_write_all(S::HEADER..NEAR);
+        } else {
+            buffer.prefetch_write(0, NEAR - 1);
+        }
     } else {
         // A header that nobody reads stays where it is, which often is a line of its own.
         let first = if S::EXTRA { 0 } else { S::HEADER };

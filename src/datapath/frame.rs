@@ -265,9 +265,10 @@ pub(super) fn put<S: Set>(buffer: GuestSlice<'_>, frame: impl Content, log: Opti
 #[inline(always)]
 fn put_pieces<S: Set>(buffer: GuestSlice<'_>, frame: impl Content) -> (u32, bool) {
     let (header, mut rest) = buffer.split_at(S::HEADER);
+    // A driver that polls gives the same buffers again and again, and their headers are as they were.
     let header_fits = match S::LONG {
-        true => header.write_array(net_hdr::long(frame.header(), NUM_BUFFERS)),
-        false => header.write_array(frame.header()),
+        true => header.keep_array(net_hdr::long(frame.header(), NUM_BUFFERS)),
+        false => header.keep_array(frame.header()),
     };
     if !header_fits {
         return (0, false);

@@ -224,14 +224,23 @@ impl<'m> GuestSlice<'m> {
         true
     }
 
-    /// Copies in a few bytes of a length known when compiled, or nothing if they do not fit.
+    /// Sees to it that a few bytes of a length known when compiled are there, unless they do not fit.
+    ///
+    /// Where they are there already they are not written: then the line stays with the driver's core, too, and neither core
+    /// waits for it. Nothing comes of what is read but that.
     #[inline(always)]
-    pub fn write_array<const N: usize>(&self, from: [u8; N]) -> bool {
+    pub fn keep_array<const N: usize>(&self, bytes: [u8; N]) -> bool {
         if N > self.len as usize {
             return false;
         }
+        let place = self.ptr.cast::<[u8; N]>();
+        meddle::point();
         // SAFETY: N bytes are mapped, and byte arrays have no alignment.
-        unsafe { ptr::write(self.ptr.cast::<[u8; N]>(), from) };
+        unsafe {
+            if ptr::read(place) != bytes {
+                ptr::write(place, bytes);
+            }
+        }
         true
     }
 
@@ -271,6 +280,12 @@ impl<'m> GuestSlice<'m> {
         for at in [first, last] {
             cpu::prefetch_write(self.ptr.wrapping_add(at as usize));
         }
+    }
+
+    /// Whether byte `at` is the first of a line.
+    #[inline(always)]
+    pub fn is_line_at(&self, at: u32) -> bool {
+        self.ptr.wrapping_add(at as usize).addr() % cpu::LINE == 0
     }
 
     /// Asks for the lines of the bytes `range`, to read them soon. Those beyond the end do no harm.
@@ -377,6 +392,27 @@ unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
 mod tests {
     use super::*;
     use crate::effort;
+    use crate::memory::GuestAddr;
+    use crate::model::GuestMemory;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "no kernel to forbid writing")]
+    fn what_is_there_already_is_not_written() {
+        let memory = GuestMemory::new(0x1000);
+        memory.write(GuestAddr(0x1001), &[7; 12]);
+        let table = memory.table();
+        let slice = |addr, len| table.cursor(0).unwrap().prefix(GuestAddr(addr), len).unwrap();
+        assert!(slice(0x1001, 20).keep_array([7; 12]));
+        assert!(!slice(0x1001, 11).keep_array([7; 12]), "it does not fit");
+        assert!(slice(0x1002, 20).keep_array([8; 12]));
+        let mut now = [0; 15];
+        memory.read(GuestAddr(0x1000), &mut now);
+        assert_eq!(now, [0, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 0]);
+        // SAFETY: a page of our own mapping, which nobody writes to from here on: whoever does ends this process.
+        let forbidden = unsafe { libc::mprotect(slice(0x1000, 1).as_ptr().cast(), 0x1000, libc::PROT_READ) };
+        assert_eq!(forbidden, 0);
+        assert!(slice(0x1002, 12).keep_array([8; 12]));
+    }
 
     #[test]
     fn copies_of_every_length_are_exact_and_touch_nothing_else() {

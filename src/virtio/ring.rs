@@ -219,25 +219,42 @@ impl SplitMem {
             .load(Ordering::Relaxed)
     }
 
-    /// Asks to own the used entries for the `count` chains from free-running index `at`, to write them soon.
+    /// Asks for the used entries for the `count` chains from free-running index `at`: to own them, or to read them if they will
+    /// likely stay what they are.
     #[inline(always)]
-    pub fn prefetch_used(&self, at: u16, count: u16) {
+    pub fn prefetch_used(&self, at: u16, count: u16, stay: bool) {
         let first = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
         for line in 0..=usize::from(count) * size_of::<UsedElem>() / cpu::LINE {
-            cpu::prefetch_write(self.used.as_ptr().wrapping_add(first + line * cpu::LINE));
+            let line = self.used.as_ptr().wrapping_add(first + line * cpu::LINE);
+            match stay {
+                true => cpu::prefetch_read(line),
+                false => cpu::prefetch_write(line),
+            }
         }
     }
 
-    /// Writes the used entry that the free-running index `at` falls on. The driver may look at it once it is published.
+    /// Writes the used entry that the free-running index `at` falls on, and says whether it was that already. The driver may
+    /// look at it once it is published.
+    ///
+    /// What it was already is not written: a driver that takes its descriptors in turns gets the same entries in every lap, and
+    /// their lines stay with its core, too.
     #[inline(always)]
-    pub fn write_used(&self, at: u16, head: u16, len: u32) {
+    pub fn write_used(&self, at: u16, head: u16, len: u32) -> bool {
         // `struct virtq_used_elem`, id and len, as one word.
         let elem = (u64::from(head) | u64::from(len) << 32).to_le();
         let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
+        meddle::point();
         crash::point();
-        // A plain store, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
+        // Plain accesses, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
         // SAFETY: the entry is inside the used ring. It is aligned to 4 only, as are all of its fields.
-        unsafe { self.used.as_ptr().add(entry).cast::<u64>().write_unaligned(elem) };
+        unsafe {
+            let entry = self.used.as_ptr().add(entry).cast::<u64>();
+            let stays = entry.read_unaligned() == elem;
+            if !stays {
+                entry.write_unaligned(elem);
+            }
+            stays
+        }
     }
 
     /// `used.idx`, of which we are the only writer but for whoever served this ring before.
@@ -357,18 +374,37 @@ mod tests {
     use crate::model::{Driver, GuestMemory, Virtqueue};
     use crate::virtio::features::VIRTIO_F_VERSION_1;
 
+    fn ring(driver: &Driver) -> SplitMem {
+        let config = driver.config(0);
+        let addrs = RingAddrs {
+            desc: config.desc,
+            driver: config.driver,
+            device: config.device,
+        };
+        SplitMem::new(config.mem, config.size, addrs).unwrap()
+    }
+
+    #[test]
+    fn a_used_entry_says_whether_it_was_that_already() {
+        let memory = Arc::new(GuestMemory::new(0x1000));
+        let driver = Driver::new(memory, GuestAddr(0x1000), 4, VIRTIO_F_VERSION_1);
+        let ring = ring(&driver);
+        let entries = [(5, 60), (5, 60), (6, 60), (6, 61), (6, 61)];
+        let were = entries.map(|(head, len)| {
+            let was = ring.write_used(7, head, len);
+            let elem = driver.used_elem(7);
+            assert_eq!((elem.id, elem.len), (head.into(), len));
+            was
+        });
+        assert_eq!(were, [false, true, false, false, true]);
+    }
+
     #[test]
     fn a_free_running_index_falls_on_every_entry_in_turn_also_where_it_wraps() {
         for shift in 0..=effort::of(15, 7) {
             let size = 1_u16 << shift;
             let memory = Arc::new(GuestMemory::new(Driver::ring_bytes(size).next_multiple_of(4096)));
-            let config = Driver::new(memory, GuestAddr(0x1000), size, VIRTIO_F_VERSION_1).config(0);
-            let addrs = RingAddrs {
-                desc: config.desc,
-                driver: config.driver,
-                device: config.device,
-            };
-            let ring = SplitMem::new(config.mem, size, addrs).unwrap();
+            let ring = ring(&Driver::new(memory, GuestAddr(0x1000), size, VIRTIO_F_VERSION_1));
             let end = usize::try_from(used_bytes(size)).unwrap();
             for at in (0..=u16::MAX).step_by(effort::of(1, 1021)) {
                 let (here, next) = (ring.wrap(at), ring.wrap(at.wrapping_add(1)));

@@ -30,13 +30,13 @@ impl<const SET: usize> SplitRing<SET> {
             return Burst::default();
         };
         let count = ready.min(burst(slots.len()));
-        let ahead = look::<Readable, Bits<SET>>(mem, &mut cursor, next, count);
+        let ahead = look::<Readable, Bits<SET>>(mem, &mut cursor, next, count, self.stays);
         let mut tally = Tally::default();
         let mut frames = straight::<SET>(&ahead, slots, &self.offloads);
         let (mut chains, mut work, mut large) = (burst(frames), 0, 0);
         if !self.in_order {
             for (at, head) in (0..chains).zip(&ahead.tags) {
-                give_back(mem, log, next.wrapping_add(at), *head, READ);
+                self.stays = give_back(mem, log, next.wrapping_add(at), *head, READ);
             }
         }
         let mut fault = None;
@@ -78,7 +78,7 @@ impl<const SET: usize> SplitRing<SET> {
             // One entry stands for the batch: where its first would be, with the head of its last (VIRTIO 1.2, 2.7.9). That
             // is for buffers that the device reads; of those it writes each has its length.
             let head = ahead.chain(last).map_or(0, |(head, _)| head);
-            give_back(mem, log, next, head, READ);
+            self.stays = give_back(mem, log, next, head, READ);
         }
         self.hint = cursor.hint();
         if let Some(reason) = fault {

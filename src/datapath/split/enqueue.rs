@@ -23,11 +23,11 @@ impl<const SET: usize> SplitRing<SET> {
             return Burst::default();
         };
         let count = ready.min(burst(slots.len()));
-        let ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, next, count);
+        let ahead = look::<Writable, Bits<SET>>(mem, &mut cursor, next, count, self.stays);
         let mut tally = Tally::default();
         let straight = straight::<SET>(&ahead, slots, log);
         for ((at, head), slot) in (0..burst(straight)).zip(&ahead.tags).zip(slots) {
-            give_back(
+            self.stays = give_back(
                 mem,
                 log,
                 next.wrapping_add(at),

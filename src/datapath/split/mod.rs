@@ -40,6 +40,8 @@ struct SplitRing<const SET: usize> {
     avail: u16,
     /// The region of the last buffer.
     hint: u16,
+    /// The last used entry was what it had to be before it was written.
+    stays: bool,
     vring: u16,
     call: Call,
     track: Option<Track>,
@@ -151,6 +153,7 @@ fn boxed<const SET: usize>(parts: Parts) -> Box<dyn Ring> {
         next,
         avail: next,
         hint: 0,
+        stays: false,
         vring,
         call,
         track,
@@ -359,16 +362,18 @@ impl<const SET: usize> SplitRing<SET> {
     }
 }
 
-/// Looks up the `count` chains from avail index `next` on, which the driver made available.
+/// Looks up the `count` chains from avail index `next` on, which the driver made available. `stay`: their used entries likely are
+/// what they will have to be.
 #[inline(always)]
 fn look<'m, D: Direction, S: Set>(
     mem: &'m SplitMem,
     cursor: &mut Cursor<'m>,
     next: u16,
     count: u16,
+    stay: bool,
 ) -> Ahead<'m> {
     let mut ahead = Ahead::none();
-    mem.prefetch_used(next, count);
+    mem.prefetch_used(next, count, stay);
     // Where the driver says whether it wants a call.
     mem.prefetch_avail_idx();
     for (at, head) in (0..count).zip(&mut ahead.tags) {
@@ -385,13 +390,15 @@ fn look<'m, D: Direction, S: Set>(
     ahead
 }
 
-/// Writes the used entry that avail index `at` falls on: the chain at `head`, into which `len` bytes were written.
+/// Writes the used entry that avail index `at` falls on: the chain at `head`, into which `len` bytes were written. Says whether it
+/// was that already.
 #[inline(always)]
-fn give_back(mem: &SplitMem, log: Option<&SplitLog>, at: u16, head: u16, len: u32) {
-    mem.write_used(at, head, len);
+fn give_back(mem: &SplitMem, log: Option<&SplitLog>, at: u16, head: u16, len: u32) -> bool {
+    let stays = mem.write_used(at, head, len);
     if let Some(log) = log {
         log.wrote_used(at);
     }
+    stays
 }
 
 /// A head that is no descriptor of the ring.

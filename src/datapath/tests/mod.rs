@@ -3,6 +3,7 @@
 mod crash;
 mod drain;
 mod inflight;
+mod laps;
 mod same;
 mod unsent;
 mod waits;
@@ -11,7 +12,7 @@ use super::testing::*;
 use super::{Direction, Found, Queue, RingConfig};
 use crate::effort;
 use crate::memory::GuestAddr;
-use crate::model::{Buffer, Driver, PackedDriver, Virtqueue};
+use crate::model::{Buffer, Driver, PackedDriver, Virtqueue, FRONTEND_OFFSET};
 use crate::virtio::features::*;
 
 const PACKED: Features = V1.with(VIRTIO_F_RING_PACKED);
