@@ -245,7 +245,7 @@ impl SplitMem {
         let entry = ENTRIES_OFFSET + size_of::<UsedElem>() * self.wrap(at);
         meddle::point();
         crash::point();
-        // Plain accesses, so that neighbours can be joined: until used.idx passes it this entry is the device's alone.
+        // Plain accesses: until used.idx passes it this entry is the device's alone.
         // SAFETY: the entry is inside the used ring. It is aligned to 4 only, as are all of its fields.
         unsafe {
             let entry = self.used.as_ptr().add(entry).cast::<u64>();
