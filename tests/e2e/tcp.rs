@@ -117,8 +117,9 @@ impl<'a> Account<'a> {
         let [first, second] = &self.ends;
         for (from, to, sender, receiver) in [(&a, &b, first, second), (&b, &a, second, first)] {
             balance(from, to, sender.leaks).with_context(|| {
+                let told = told_elsewhere(receiver.ovs);
                 let (sender, receiver) = (sender.port, receiver.port);
-                format!("{sender} to {receiver}: {from:?} -> {to:?}")
+                format!("{sender} to {receiver}: {from:?} -> {to:?}; elsewhere: {told}")
             })?;
         }
         Ok(())
@@ -181,16 +182,40 @@ fn balance(from: &Counted, to: &Counted, leaks: bool) -> Result<()> {
     Ok(())
 }
 
+/// What a switch counts that no port does: packets dropped between two ports, and what makes it credit a port, which it does
+/// by its flows where that is a tunnel, with packets that the port has not had.
+fn told_elsewhere(ovs: &Ovs) -> String {
+    let of_interest = |line: &&str| {
+        let words = ["drop", "upcall", "ukey", "dump", "revalidate"];
+        words.iter().any(|word| line.contains(word))
+    };
+    match ovs.appctl("coverage/show") {
+        Ok(told) => format!("{:?}", told.lines().filter(of_interest).collect::<Vec<_>>()),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
 fn count(ends: &[End<'_>; 2]) -> Result<[Counted; 2]> {
     let look = || -> Result<_> { Ok([count_end(&ends[0])?, count_end(&ends[1])?]) };
     let mut before = look()?;
     wait::until("the counters to stand still", Duration::from_secs(60), || {
         std::thread::sleep(Duration::from_millis(100));
+        ends.iter().try_for_each(wait_credited)?;
         let now = look()?;
         let still = now == before;
         before = now;
         Ok(still.then_some(before))
     })
+}
+
+/// Waits until a tunnel's port has been told of what it has had so far: vswitchd counts that by looking at its flows now and
+/// then. The first look to end may have begun before the call, and have passed by a flow that got a packet since.
+fn wait_credited(end: &End<'_>) -> Result<()> {
+    if end.underlay.is_some() {
+        end.ovs.appctl("revalidator/wait")?;
+        end.ovs.appctl("revalidator/wait")?;
+    }
+    Ok(())
 }
 
 fn count_end(end: &End<'_>) -> Result<Counted> {
