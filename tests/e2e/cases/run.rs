@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, filters: &[String]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let (mut passed, mut skipped, mut failures) = (0, 0, Vec::new());
     for case in cases {
         if wait::interrupted() {
             break;
@@ -78,8 +78,9 @@ pub fn run(settings: &Settings, filters: &[String]) -> ExitCode {
                 println!("ok {} ({seconds:.1} s)", case.name);
             }
             Outcome::Failed(reason) => {
-                failed += 1;
-                println!("FAILED {} ({seconds:.1} s): {reason}", case.name);
+                let failure = format!("FAILED {} ({seconds:.1} s): {reason}", case.name);
+                println!("{failure}");
+                failures.push(failure);
             }
             Outcome::Skipped(reason) => {
                 skipped += 1;
@@ -94,8 +95,12 @@ pub fn run(settings: &Settings, filters: &[String]) -> ExitCode {
     } else {
         String::new()
     };
-    println!("{passed} passed, {failed} failed{and_skipped}");
-    if failed > 0 || wait::interrupted() || settings.ci && skipped > 0 {
+    // Once more where they are looked for: above there may be an hour of output, and who keeps that may keep its end only.
+    for failure in &failures {
+        println!("{failure}");
+    }
+    println!("{passed} passed, {} failed{and_skipped}", failures.len());
+    if !failures.is_empty() || wait::interrupted() || settings.ci && skipped > 0 {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
