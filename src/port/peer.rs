@@ -297,8 +297,11 @@ impl Peer {
                 Ok(false) => break,
                 Err(End::Panicked(panic)) => return self.port.poison(&panic),
                 Err(end) => {
+                    // Who took memory away mostly dies of it, too: which of the two is heard first is chance.
+                    let attachment = self.attachment.as_ref();
+                    let end = attachment.and_then(|a| a.check_memory().err()).unwrap_or(end);
                     vhost_config!(self, now, end.level(), "{end}");
-                    if let Some(why) = self.attachment.as_ref().and_then(|a| a.ended_at_odds(&end)) {
+                    if let Some(why) = attachment.and_then(|a| a.ended_at_odds(&end)) {
                         self.set_at_odds(why, now);
                     }
                     return self.happened(Event::Lost, reactor, now);
