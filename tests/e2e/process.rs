@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
+use rustix::process::{kill_process, Pid, Signal};
 
 use crate::wait;
 
@@ -102,6 +103,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Does something while a process is stopped. It goes on also where that fails.
+pub fn stopped<T>(pid: u32, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("no process")?;
+    kill_process(pid, Signal::STOP)?;
+    let done = meanwhile();
+    kill_process(pid, Signal::CONT)?;
+    done
 }
 
 /// What a finished command left.

@@ -11,6 +11,7 @@ use super::world::{wait_reachable, Guest, Kind, Port, World, PATIENCE, PING_INTE
 use super::Ctx;
 use crate::netns::OBSERVER;
 use crate::ping::Ping;
+use crate::process;
 use crate::testpmd::{Rings, Testpmd};
 use crate::wait;
 
@@ -31,9 +32,17 @@ pub fn under_traffic(ctx: &Ctx) -> Result<()> {
         ctx.step(&format!("round {round}"));
         let mut testpmd = start_loop(&world, &ports)?;
         let (ping, mark) = (Ping::start(&vm, OBSERVER, PING_INTERVAL)?, world.ovs.log_mark());
-        cut_memory_short(testpmd.pid())?;
-        world.ovs.wait_log(mark, &["guest memory", CUT_SHORT], PATIENCE)?;
-        // It falls into its own pit, sooner or later; if later, its ports come back to find the same.
+        let pid = testpmd.pid();
+        // Stopped: it would fall into its own pit, and who is dead before the switch looks has left, and no more.
+        process::stopped(pid, || {
+            cut_memory_short(pid)?;
+            let mut told = ports.iter().map(|port| port.socket.display().to_string());
+            told.try_for_each(|socket| {
+                let parts = [socket.as_str(), "guest memory", CUT_SHORT];
+                world.ovs.wait_log(mark, &parts, PATIENCE).map(drop)
+            })
+        })?;
+        // It falls sooner or later; if later, its ports come back to find the same.
         let _ = testpmd.command("stop", "Done.");
         drop(testpmd);
         for port in &ports {

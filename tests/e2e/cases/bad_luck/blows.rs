@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use rustix::process::{kill_process, Pid, Signal};
 
 use super::stage::{Stage, VISITORS};
 use crate::control::crowd::{add_ports, Crowd};
 use crate::evidence;
+use crate::process::stopped;
 use crate::wait;
 
 /// A blow.
@@ -57,11 +57,11 @@ pub const BLOWS: &[Blow] = &[
     }),
     blow("testpmd stopped", 1, |stage| {
         let pid = stage.flood.pid()?;
-        stopped(pid, stage.stop, || stage.check_innocent())
+        stopped_for(stage.stop, pid, || stage.check_innocent())
     }),
     blow("vswitchd stopped", 1, |stage| {
         let pid = stage.world.ovs.pid()?;
-        stopped(pid, stage.stop, || Ok(()))
+        stopped_for(stage.stop, pid, || Ok(()))
     }),
     blow("disk full", 2, disk_full),
     blow("sockets read-only", 2, |stage| {
@@ -87,17 +87,12 @@ const CROWD: usize = 500;
 /// Changes in a row.
 const CHANGES: u64 = 25;
 
-/// Stops a process for a time, and does something meanwhile.
-fn stopped(pid: u32, time: Duration, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .context("no process")?;
-    kill_process(pid, Signal::STOP)?;
-    std::thread::sleep(time);
-    let done = meanwhile();
-    kill_process(pid, Signal::CONT)?;
-    done
+/// Stops a process for `time`, and does something at its end.
+fn stopped_for(time: Duration, pid: u32, then: impl FnOnce() -> Result<()>) -> Result<()> {
+    stopped(pid, || {
+        std::thread::sleep(time);
+        then()
+    })
 }
 
 /// No room for a byte nor for a file, where the database, the logs and the sockets are. A capture and a server port are
