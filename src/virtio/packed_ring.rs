@@ -8,6 +8,7 @@
 //! accessors cannot leave the ring, whatever the driver writes into it. As in `ring`, each read is one fetch of a value
 //! that stays what it was, and the atomics are the standard ones even under loom.
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -43,6 +44,8 @@ const WRAP: u16 = 1 << 15;
 
 /// The descriptors of a line of the cache.
 const PER_LINE: u16 = 4;
+/// How many descriptors further on a line is asked for: of two lines, while the one before them is read.
+const STRIDE: u16 = 2 * PER_LINE;
 
 /// A place in a packed ring, and the wrap counter of whoever is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,12 @@ impl Position {
                 wrap: !self.wrap,
             },
         }
+    }
+
+    /// Of the next `descs` positions in a ring of `size`, how many come before its end: they have the same wrap counter.
+    #[inline(always)]
+    pub fn run(self, descs: u16, size: u16) -> u16 {
+        descs.min(size - self.index)
     }
 
     /// Whether a descriptor here, with these flags, is available.
@@ -156,6 +165,16 @@ pub struct PackedMem {
     addrs: RingAddrs,
 }
 
+/// The descriptors of a packed ring. A loop over many has them by value: then where they are and how many need not be fetched
+/// anew behind each access, which for all that the compiler knows might have changed it.
+#[derive(Clone, Copy)]
+pub struct Descs<'m> {
+    /// As in [`PackedMem`], both.
+    start: NonNull<u8>,
+    size: u16,
+    ring: PhantomData<&'m PackedMem>,
+}
+
 /// The areas of a packed ring of `size` descriptors: the ring, driver and device event suppression.
 pub fn packed_areas(size: u16, addrs: RingAddrs) -> [Area; 3] {
     use Access::{Read, ReadWrite};
@@ -223,6 +242,16 @@ impl PackedMem {
         &self.mem
     }
 
+    /// Its descriptors.
+    #[inline(always)]
+    pub fn descs(&self) -> Descs<'_> {
+        Descs {
+            start: self.desc,
+            size: self.size,
+            ring: PhantomData,
+        }
+    }
+
     /// Where the descriptor ring is in this process, to find its pages in the dirty log.
     pub fn desc_host(&self) -> usize {
         self.desc.as_ptr().addr()
@@ -241,25 +270,6 @@ impl PackedMem {
             // Relaxed: only a guess, which the fetch of the descriptor proves.
             at.is_available(flags(rest.load(Ordering::Relaxed)))
         })
-    }
-
-    /// Asks to own the line of descriptor `index`, of any value, to read it soon and write it later, if that is the
-    /// first of its line.
-    #[inline(always)]
-    pub fn prefetch_line(&self, index: u16) {
-        if index % PER_LINE == 0 {
-            cpu::prefetch_write(self.desc_ptr(index));
-        }
-    }
-
-    /// Writes the used descriptor at `at`. The driver may see it at once, but looks only behind what it saw before.
-    #[inline(always)]
-    pub fn write_used(&self, at: Position, used: Used) {
-        if let Some(rest) = self.rest(at.index) {
-            crash::point();
-            // Relaxed: ordered by the release of the first one of the burst.
-            rest.store(used_word(at, used), Ordering::Relaxed);
-        }
     }
 
     /// Writes the used descriptor at `at`, which is the next that the driver looks at, and so hands it and those behind
@@ -317,26 +327,81 @@ impl PackedMem {
     }
 
     #[inline(always)]
-    fn desc_ptr(&self, index: u16) -> *mut u8 {
-        self.desc
+    fn rest(&self, index: u16) -> Option<&AtomicU64> {
+        self.descs().rest(index)
+    }
+
+    fn event(&self, area: NonNull<u8>) -> &AtomicU32 {
+        // SAFETY: both areas are aligned to 4 and mapped while self lives; all concurrent access is atomic.
+        unsafe { AtomicU32::from_ptr(area.as_ptr().cast()) }
+    }
+}
+
+impl<'m> Descs<'m> {
+    /// Descriptor `index`, as that of any ring, with the buffer id in place of `next`, and AVAIL and USED among the flags.
+    #[inline(always)]
+    pub fn get(self, index: u16) -> Option<Desc> {
+        meddle::point();
+        // Acquire: pairs with the driver's release of the flags after writing all else. What it wrote into this word
+        // before is in the same fetch.
+        let rest = self.rest(index)?.load(Ordering::Acquire);
+        // SAFETY: index < size, or there would be no rest; so the word is inside the ring, which is aligned to 16.
+        let addr = unsafe { AtomicU64::from_ptr(self.ptr(index).cast()) };
+        meddle::point();
+        Some(packed(addr.load(Ordering::Relaxed), rest))
+    }
+
+    /// Writes the used descriptor at `at`. The driver may see it at once, but looks only behind what it saw before.
+    #[inline(always)]
+    pub fn write_used(self, at: Position, used: Used) {
+        if let Some(rest) = self.rest(at.index) {
+            crash::point();
+            // Relaxed: ordered by the release of the first one of the burst.
+            rest.store(used_word(at, used), Ordering::Relaxed);
+        }
+    }
+
+    /// The same for chains of one descriptor each, from `at` on.
+    #[inline(always)]
+    pub fn write_used_each(self, mut at: Position, mut chains: &[Used]) {
+        while !chains.is_empty() {
+            let left = u16::try_from(chains.len()).unwrap_or(u16::MAX);
+            let run = at.run(left, self.size);
+            let (before_end, behind) = chains.split_at(usize::from(run).min(chains.len()));
+            for (index, used) in (at.index..at.index + run).zip(before_end) {
+                self.write_used(Position { index, ..at }, *used);
+            }
+            (at, chains) = (at.advance(run, self.size), behind);
+        }
+    }
+
+    /// Where descriptor `index` is the first of its line: asks to own the line `STRIDE` descriptors further on, to read it soon
+    /// and write it later.
+    #[inline(always)]
+    pub fn prefetch_behind(self, index: u16) {
+        if index % PER_LINE == 0 {
+            let here = Position { index, wrap: false };
+            let there = here.advance(STRIDE.min(self.size), self.size);
+            cpu::prefetch_write(self.ptr(there.index));
+        }
+    }
+
+    #[inline(always)]
+    fn ptr(self, index: u16) -> *mut u8 {
+        self.start
             .as_ptr()
             .wrapping_add(DESC_SIZE as usize * usize::from(index))
     }
 
     /// The second word of a descriptor: length, id and flags, which the driver publishes and we give back in one piece.
     #[inline(always)]
-    fn rest(&self, index: u16) -> Option<&AtomicU64> {
+    fn rest(self, index: u16) -> Option<&'m AtomicU64> {
         if index >= self.size {
             return None;
         }
-        // SAFETY: index < size, so the word is inside the ring, which is aligned to 16 and mapped while self lives; all
+        // SAFETY: index < size, so the word is inside the ring, which is aligned to 16 and mapped during 'm; all
         // concurrent access from this process is atomic.
-        Some(unsafe { AtomicU64::from_ptr(self.desc_ptr(index).add(8).cast()) })
-    }
-
-    fn event(&self, area: NonNull<u8>) -> &AtomicU32 {
-        // SAFETY: both areas are aligned to 4 and mapped while self lives; all concurrent access is atomic.
-        unsafe { AtomicU32::from_ptr(area.as_ptr().cast()) }
+        Some(unsafe { AtomicU64::from_ptr(self.ptr(index).add(8).cast()) })
     }
 }
 
@@ -359,17 +424,9 @@ impl DescRing for PackedMem {
         self.size
     }
 
-    /// As for any ring, with the buffer id in place of `next`, and AVAIL and USED among the flags.
     #[inline(always)]
     fn desc(&self, index: u16) -> Option<Desc> {
-        meddle::point();
-        // Acquire: pairs with the driver's release of the flags after writing all else. What it wrote into this word
-        // before is in the same fetch.
-        let rest = self.rest(index)?.load(Ordering::Acquire);
-        // SAFETY: index < size, or there would be no rest; so the word is inside the ring, which is aligned to 16.
-        let addr = unsafe { AtomicU64::from_ptr(self.desc_ptr(index).cast()) };
-        meddle::point();
-        Some(packed(addr.load(Ordering::Relaxed), rest))
+        self.descs().get(index)
     }
 
     #[inline(always)]
@@ -396,7 +453,7 @@ impl DescRing for PackedMem {
 
     #[inline(always)]
     fn prefetch_desc(&self, index: u16) {
-        cpu::prefetch_write(self.desc_ptr(index));
+        cpu::prefetch_write(self.descs().ptr(index));
     }
 }
 

@@ -110,13 +110,21 @@ fn straight<const SET: usize>(
     offloads: &Offloads,
 ) -> usize {
     let mut done = 0;
-    let plans = ahead.plans().iter().zip(slots).zip(staged.spare());
-    for ((plan, slot), used) in plans {
+    let plans = ahead
+        .plans()
+        .iter()
+        .zip(&ahead.tags)
+        .zip(slots)
+        .zip(staged.spare());
+    for (((plan, id), slot), used) in plans {
         match plan {
             Plan::Direct(buffer) if take::<Bits<SET>>(*buffer, slot, offloads).is_frame() => {
                 // Length 0: the device wrote nothing into a buffer that it only reads.
-                let id = ahead.tags.get(done).copied().unwrap_or_default();
-                *used = Used { id, descs: 1, len: 0 };
+                *used = Used {
+                    id: *id,
+                    descs: 1,
+                    len: 0,
+                };
                 done += 1;
             }
             _ => break,

@@ -114,16 +114,16 @@ fn straight<const SET: usize>(
     slots: &[TxSlot<'_>],
     log: Option<&Dirty>,
 ) -> usize {
-    let mut done = 0;
-    for ((slot, plan), used) in slots.iter().zip(ahead.plans()).zip(staged.spare()) {
-        own(ahead.plans().get(done + 1), slots.get(done + 1));
+    let (mut done, plans) = (0, ahead.plans());
+    for (((slot, plan), id), used) in slots.iter().zip(plans).zip(&ahead.tags).zip(staged.spare()) {
+        own(plans.get(done + 1), slots.get(done + 1));
         let is_plain = !Bits::<SET>::EXTRA || slot.offload().is_none();
         let Plan::Direct(buffer) = plan else { break };
         if !is_plain || !put::<Bits<SET>>(*buffer, slot.frame(), log) {
             break;
         }
         *used = Used {
-            id: ahead.tags.get(done).copied().unwrap_or_default(),
+            id: *id,
             descs: 1,
             len: Bits::<SET>::HEADER + slot.len(),
         };

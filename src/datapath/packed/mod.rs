@@ -295,9 +295,6 @@ impl<const SET: usize> PackedRing<SET> {
     }
 }
 
-/// How many descriptors further on a line is asked for: of two lines, while the one before them is read.
-const STRIDE: u16 = 8;
-
 /// Looks up the available chains from position `at` on, at most `count`: up to the first that has several descriptors in
 /// the ring, since only a walk tells where the next one begins.
 #[inline(always)]
@@ -308,25 +305,28 @@ fn look<'m, D: Direction, S: Set>(
     count: u16,
 ) -> Ahead<'m> {
     let mut ahead = Ahead::none();
-    let size = mem.size();
-    for (tag, plan) in ahead
-        .tags
-        .iter_mut()
-        .zip(&mut ahead.plans)
-        .take(usize::from(count))
-    {
-        let Some(first) = mem.desc(at.index).filter(|desc| at.is_available(desc.flags)) else {
-            break;
-        };
-        mem.prefetch_line(at.advance(STRIDE.min(size), size).index);
-        *tag = first.next;
-        *plan = Plan::new::<PackedMem, D, S>(mem, at.index, first, cursor);
-        ahead.count += 1;
-        if first.has(VIRTQ_DESC_F_NEXT) {
-            break;
+    let (descs, size) = (mem.descs(), mem.size());
+    let (mut found, count) = (0, count.min(burst(BURST)));
+    'found: while found < count {
+        // Up to the end of the ring: in there a position is an index and no more.
+        let run = at.run(count - found, size);
+        let tags = ahead.tags.get_mut(usize::from(found)..).unwrap_or_default();
+        let plans = ahead.plans.get_mut(usize::from(found)..).unwrap_or_default();
+        for (index, (tag, plan)) in (at.index..at.index + run).zip(tags.iter_mut().zip(plans)) {
+            let Some(first) = descs.get(index).filter(|desc| at.is_available(desc.flags)) else {
+                break 'found;
+            };
+            descs.prefetch_behind(index);
+            *tag = first.next;
+            *plan = Plan::new::<PackedMem, D, S>(mem, index, first, cursor);
+            found += 1;
+            if first.has(VIRTQ_DESC_F_NEXT) {
+                break 'found;
+            }
         }
-        at = at.advance(1, size);
+        at = at.advance(run, size);
     }
+    ahead.count = usize::from(found);
     ahead
 }
 

@@ -105,10 +105,14 @@ impl Staged {
             return;
         };
         let mut at = first.advance(head.descs, mem.size());
-        for used in others {
-            mark_behind(mem, at, used.descs);
-            mem.write_used(at, *used);
-            at = at.advance(used.descs, mem.size());
+        if usize::from(self.descs) == self.count {
+            mem.descs().write_used_each(at, others);
+        } else {
+            for used in others {
+                mark_behind(mem, at, used.descs);
+                mem.descs().write_used(at, *used);
+                at = at.advance(used.descs, mem.size());
+            }
         }
         mark_behind(mem, first, head.descs);
         self.publish_head(mem, first, *head, log);
