@@ -373,6 +373,19 @@ fn heard(port: &TestPort) -> Vec<(u16, [u8; 6])> {
 }
 
 #[test]
+fn the_switch_is_told_again_that_the_link_is_up() {
+    let (port, path) = server("told-again");
+    let _guest = Guest::connect(&path).up(&port, 1);
+    let told = || port.netdev.0.changed.load(Ordering::SeqCst);
+    let mut before = told();
+    eventually("quiet", || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut before, told()) == told()
+    });
+    eventually("told again", || told() > before);
+}
+
+#[test]
 fn a_guest_that_comes_back_in_mid_ring_is_announced_and_a_new_one_is_not() {
     const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
     let (port, path) = server("announced");

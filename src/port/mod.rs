@@ -64,6 +64,7 @@ mod poll_side;
 mod portrait;
 mod postcopy;
 mod protection;
+mod reminder;
 mod report;
 mod ring_dump;
 mod shared;

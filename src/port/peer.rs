@@ -20,6 +20,7 @@ use super::journal::Journal;
 use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::listener::Listener;
 use super::options::Mode;
+use super::reminder::Reminder;
 use super::shared::{Port, PortId};
 
 /// Messages taken from one front-end before the others get their turn.
@@ -39,6 +40,8 @@ pub(super) struct Peer {
     said: Option<String>,
     /// Why front-ends leave or are refused, as long as that is an operator's doing and none has come to terms with it.
     at_odds: Option<String>,
+    /// Of whether the link is up.
+    reminder: Reminder,
 }
 
 /// A line about the port's socket, in the words operators know from librte_vhost.
@@ -62,6 +65,7 @@ impl Peer {
             journal,
             said: None,
             at_odds: None,
+            reminder: Reminder::default(),
         }
     }
 
@@ -116,10 +120,16 @@ impl Peer {
         let deadline = self.attachment.as_ref().and_then(Attachment::deadline);
         let drain = self.attachment.as_ref().and_then(|there| there.drains.wakes_at());
         let entrance = self.entrance.as_ref().and_then(Entrance::wakes_at);
-        [deadline, drain, entrance, self.life.wakes_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            deadline,
+            drain,
+            entrance,
+            self.life.wakes_at(),
+            self.reminder.wakes_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Client mode: connect to `path` from now on; None, to nothing.
@@ -158,6 +168,9 @@ impl Peer {
         }
         if let Some(attachment) = &mut self.attachment {
             attachment.drains.tick(&self.port, reactor, self.port.id(), now);
+        }
+        if self.reminder.is_due(now) {
+            self.port.changed();
         }
         self.hear(reactor, now);
         self.happened(Event::Tick, reactor, now);
@@ -398,6 +411,9 @@ impl Peer {
             self.say_removed(now);
             self.port.detach();
         }
+        if up != was_up {
+            self.reminder.told(now);
+        }
         let event = if up { Event::RingsUp } else { Event::RingsDown };
         self.happened(event, reactor, now);
     }
@@ -491,6 +507,7 @@ impl Peer {
         }
         if was_up {
             self.say_removed(now);
+            self.reminder.told(now);
         }
         self.port.detach();
         let path = self.port.path();

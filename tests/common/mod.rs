@@ -44,6 +44,7 @@ pub struct Netdev(pub Arc<Told>);
 
 #[derive(Default)]
 pub struct Told {
+    pub changed: AtomicUsize,
     pub reconfigure: AtomicUsize,
     /// Calls after the port was closed. Nothing is asserted where they come: a panic there would end the port only.
     pub late: AtomicUsize,
@@ -60,6 +61,7 @@ impl Netdev {
 impl Host for Netdev {
     fn changed(&self) {
         self.called();
+        self.0.changed.fetch_add(1, Ordering::SeqCst);
     }
     fn request_reconfigure(&self) {
         self.called();
